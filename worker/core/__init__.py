@@ -1,0 +1,1 @@
+"""What every part shares: settings, logs, errors, records, state changes, outbox, audit."""
