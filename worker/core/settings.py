@@ -1,0 +1,292 @@
+"""Every setting of the system: one frozen object, read once at a process's entry.
+
+Order of precedence: what a command line passes, environment (`MU2_` and `__` between the levels), `mu2.toml` in the
+working folder or at `MU2_CONFIG`, default. Unknown keys are errors. A secret may come from a file: put its path in
+the variable with `_FILE` appended (`MU2_DATABASE__URL_FILE`).
+"""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from worker.core.errors import SettingsError
+
+PREFIX = "MU2_"
+DELIMITER = "__"
+AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Peer(_Group):
+    """A DICOM application entity that may connect, and how its studies rank."""
+
+    ae_title: AeTitle = Field(description="Calling AE title of the peer.")
+    address: str = Field("", description="Address or network (CIDR) it must come from; empty accepts any.")
+    port: Port = Field(0, description="Its own DICOM port, for storage commitment reports; 0 when it has none.")
+    priority: Literal["stat", "urgent", "routine"] | None = Field(None, description="Rank of all its studies.")
+    tls: bool = Field(False, description="Refuse this peer unless it connects by TLS.")
+
+
+class DicomSettings(_Group):
+    """The listener."""
+
+    ae_title: AeTitle = Field("MU2", description="Called AE title that peers must use.")
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    port: Port = Field(11112, description="DICOM port; 0 takes a free one.")
+    quiet_seconds: Seconds = Field(30.0, description="A study is complete when nothing arrived for this long.")
+    open_association_limit_seconds: Seconds = Field(
+        600.0, description="An open association that sent nothing for this long no longer holds its study back."
+    )
+    peers: tuple[Peer, ...] = Field((), description="Who may connect; empty accepts any caller from this machine only.")
+    any_peer: bool = Field(False, description="Accept any calling AE title from any address (test networks only).")
+    max_associations: int = Field(64, ge=1, description="Associations served at once; more are refused.")
+    max_pdu_bytes: int = Field(262_144, ge=4_096, le=16_777_216, description="Largest P-DATA PDU we accept.")
+    processes: int = Field(1, ge=1, le=32, description="Receiving processes that share the port.")
+    artim_seconds: Seconds = Field(10.0, description="Wait for TLS handshake and association request.")
+    idle_seconds: Seconds = Field(60.0, description="Wait for the next message, or the rest of one.")
+    keep_other_objects: bool = Field(True, description="Keep objects that are not CT images (never reported).")
+    storage_commitment: bool = Field(False, description="Offer Storage Commitment; a modality may then erase its copy.")
+    tls_certificate: Path | None = Field(None, description="Certificate (PEM); with the key, the port speaks TLS only.")
+    tls_key: Path | None = Field(None, description="Private key (PEM) of the certificate.")
+    tls_ca: Path | None = Field(None, description="CA (PEM) that client certificates must come from; unset asks for none.")
+    metrics_port: Port = Field(9101, description="Port of /livez, /readyz and /metrics of the listener; 0 takes a free one.")
+
+
+class StoreSettings(_Group):
+    """The instance store."""
+
+    url: str = Field("", description="Folder of the instance store; empty means MU2_HOME/store.")
+    floor_bytes: int = Field(1_000_000_000, ge=0, description="Refuse instances (0xA700) below this much free disk.")
+
+
+class QueueSettings(_Group):
+    """Redis or Valkey, the doorbell."""
+
+    url: SecretStr = Field(SecretStr(""), description="Broker URL; empty means the embedded Valkey under MU2_HOME.")
+    sweep_seconds: Seconds = Field(2.0, description="How often one worker re-submits what is due.")
+    lease_seconds: Seconds = Field(60.0, description="A claim without heartbeat is free again after this long.")
+    max_attempts: int = Field(5, ge=1, description="Attempts of one stage before the study fails.")
+    max_crashes: int = Field(3, ge=1, description="Leases lost in one stage before the study is quarantined as failed.")
+    backoff_seconds: Seconds = Field(5.0, description="First wait before a retry; doubles up to an hour.")
+    priority_rules: dict[str, Literal["stat", "urgent", "routine"]] = Field(
+        {}, description="Rank by a word in the study's requested priority or description."
+    )
+
+
+class DatabaseSettings(_Group):
+    """The truth."""
+
+    url: SecretStr = Field(SecretStr(""), description="SQLAlchemy URL; empty means SQLite at MU2_HOME/mu2.sqlite.")
+    busy_seconds: Seconds = Field(30.0, description="How long a locked or absent database is waited for.")
+
+
+class ImagingSettings(_Group):
+    """Which series becomes a volume."""
+
+    min_slices: int = Field(12, ge=2, description="Fewest slices of a series to report.")
+    wanted_slice_mm: float = Field(3.0, gt=0, description="Preferred slice thickness.")
+    max_gap_slices: int = Field(3, ge=0, description="Most missing slices in a row that are filled by interpolation.")
+    threads: int = Field(2, ge=1, description="Threads that decode pixels.")
+
+
+class ModelSettings(_Group):
+    """The reporter."""
+
+    reporter: Literal["mu2", "fake"] = Field("mu2", description="`mu2` runs the model; `fake` writes canned text (tests).")
+    path: Path | None = Field(None, description="Checkpoint folder; empty means the model that ships with the project.")
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Weights' type; auto suits the device.")
+    max_batch: int = Field(4, ge=1, description="Most volumes drafted together.")
+    batch_wait_seconds: float = Field(0.05, ge=0, description="How long a first volume waits for company.")
+    deadline_seconds: Seconds = Field(300.0, description="Generation stops after this long and is tried again.")
+    max_new_tokens: int = Field(512, ge=1, description="Longest draft in tokens.")
+    question: str = Field(
+        "Describe the findings and the impression of this CT.", description="What the model is asked for each volume."
+    )
+
+
+class Destination(_Group):
+    """One HL7 receiver. `drafts` has no default: a site must choose what a machine draft is to it."""
+
+    name: str = Field(pattern=r"^[a-z0-9_-]{1,32}$", description="Short name; stands in logs and in `mu2 message list`.")
+    host: str = Field(description="Host of the MLLP receiver.")
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(description="Port of the MLLP receiver.")
+    drafts: Literal["none", "R", "P"] = Field(description="Send machine drafts: not at all, as R (stored) or as P.")
+    preliminary: bool = Field(False, description="Send preliminary reports.")
+    sending_application: str = Field("MU2", description="MSH-3.")
+    sending_facility: str = Field("", description="MSH-4.")
+    receiving_application: str = Field("", description="MSH-5.")
+    receiving_facility: str = Field("", description="MSH-6.")
+    processing_id: Literal["P", "T", "D"] = Field("T", description="MSH-11: production, training or debugging.")
+    character_set: Literal["UNICODE UTF-8", "8859/1"] = Field("UNICODE UTF-8", description="MSH-18.")
+    text_type: Literal["TX", "FT"] = Field("TX", description="OBX-2 of report text.")
+    wait_for_application_answer: bool = Field(False, description="After CA, wait for the application's AA.")
+    connect_seconds: Seconds = Field(5.0, description="Time-out of the connection.")
+    answer_seconds: Seconds = Field(30.0, description="Time-out of the acknowledgement.")
+    tls: bool = Field(False, description="Connect by TLS.")
+    tls_ca: Path | None = Field(None, description="CA (PEM) of the receiver; empty means the system's.")
+    tls_certificate: Path | None = Field(None, description="Client certificate (PEM).")
+    tls_key: Path | None = Field(None, description="Client key (PEM).")
+
+
+class Hl7Settings(_Group):
+    """Where reports go."""
+
+    destinations: tuple[Destination, ...] = Field((), description="The HL7 receivers; a draft goes only where `drafts` allows.")
+    max_attempts: int = Field(8, ge=1, description="Attempts before a message is parked.")
+    backoff_seconds: Seconds = Field(2.0, description="First wait before a message is sent again; doubles up to ten minutes.")
+    assigning_authority: str = Field("", description="PID-3 authority when DICOM names none.")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [d.name for d in self.destinations]
+        if len(set(names)) != len(names):
+            raise ValueError("two destinations share a name; give each its own")
+        return self
+
+
+class ReviewSettings(_Group):
+    """The review page."""
+
+    host: str = Field("127.0.0.1", description="Address of the review page.")
+    port: Port = Field(8080, description="Port of the review page; 0 takes a free one.")
+
+
+class RetentionSettings(_Group):
+    """How long things are kept."""
+
+    pixels_days: int = Field(14, ge=1, description="Instances and model inputs of studies that are done.")
+    drafts_days: int = Field(365, ge=1, description="Unsigned reports; signed ones stay.")
+
+
+class WorkerSettings(_Group):
+    """The Celery worker."""
+
+    concurrency: int = Field(4, ge=1, description="Threads of one worker process.")
+    metrics_port: Port = Field(9102, description="Port of /livez, /readyz and /metrics of the worker; 0 takes a free one.")
+
+
+class LogSettings(_Group):
+    """The logs."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line that is written.")
+
+
+class _FileSecretsSource(EnvSettingsSource):
+    """Reads `MU2_X__Y_FILE` and gives the file's text as the value of `MU2_X__Y`."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls, env_prefix=PREFIX, env_nested_delimiter=DELIMITER)
+        self.env_vars = {
+            name.lower().removesuffix("_file"): _read_secret(name, path)
+            for name, path in os.environ.items()
+            if name.upper().startswith(PREFIX) and name.upper().endswith("_FILE") and path
+        }
+
+
+def _read_secret(name: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise SettingsError(f"{name} names a file that cannot be read ({error.strerror}); mend the path or its rights") from error
+
+
+class Settings(BaseSettings):
+    """All settings of the system. Frozen; build it with `load()`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter=DELIMITER, extra="forbid", frozen=True, toml_file="mu2.toml"
+    )
+
+    home: Path = Field(Path(".mu2"), description="Folder of SQLite file, store, broker's append-only file and logs.")
+    dicom: DicomSettings = DicomSettings()
+    store: StoreSettings = StoreSettings()
+    queue: QueueSettings = QueueSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    imaging: ImagingSettings = ImagingSettings()
+    model: ModelSettings = ModelSettings()
+    hl7: Hl7Settings = Hl7Settings()
+    review: ReviewSettings = ReviewSettings()
+    retention: RetentionSettings = RetentionSettings()
+    worker: WorkerSettings = WorkerSettings()
+    log: LogSettings = LogSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line, environment, `*_FILE` secrets, `mu2.toml`, in this order."""
+        toml = TomlConfigSettingsSource(settings_cls, Path(os.environ.get("MU2_CONFIG", "mu2.toml")))
+        return init_settings, env_settings, _FileSecretsSource(settings_cls), toml
+
+    @property
+    def database_url(self) -> str:
+        """The SQLAlchemy URL in force."""
+        return self.database.url.get_secret_value() or f"sqlite:///{self.home.resolve() / 'mu2.sqlite'}"
+
+    @property
+    def broker_socket(self) -> Path:
+        """Where the embedded Valkey listens when no broker URL is set."""
+        return self.home.resolve() / "valkey" / "valkey.sock"
+
+    @property
+    def broker_url(self) -> str:
+        """The broker URL in force."""
+        return self.queue.url.get_secret_value() or f"redis+socket://{self.broker_socket}"
+
+    @property
+    def store_root(self) -> Path:
+        """The folder of the instance store."""
+        return Path(self.store.url).resolve() if self.store.url else self.home.resolve() / "store"
+
+
+_NOT_SETTINGS = {"MU2_CONFIG"}
+
+
+def load(**overrides: Any) -> Settings:
+    """Reads the settings; raises `SettingsError` that names each wrong key and never shows a value."""
+    _refuse_unknown_environment()
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors(include_input=False)]
+        raise SettingsError("settings are wrong; " + "; ".join(lines)) from None
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"mu2.toml or the environment cannot be read: {error}") from None
+
+
+def _refuse_unknown_environment() -> None:
+    """pydantic-settings ignores environment variables that name no field; a typo must not pass silently."""
+    for name in os.environ:
+        upper = name.upper()
+        if not upper.startswith(PREFIX) or upper in _NOT_SETTINGS:
+            continue
+        group = upper.removeprefix(PREFIX).split(DELIMITER)[0].removesuffix("_FILE")
+        if group.lower() not in Settings.model_fields:
+            raise SettingsError(f"{name} is no setting; see the table in README.md")
+
+
+@lru_cache(maxsize=1)
+def current() -> Settings:
+    """The settings of this process, read once; for entries that get no argument (the Celery command)."""
+    return load()

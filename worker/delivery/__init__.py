@@ -1,0 +1,1 @@
+"""Move bytes to a destination and read its answer."""

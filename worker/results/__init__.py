@@ -1,0 +1,1 @@
+"""Pure writers: a `Report` in, the bytes of one outgoing format out."""
