@@ -187,16 +187,20 @@ class LogSettings(_Group):
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line that is written.")
 
 
-class _FileSecretsSource(EnvSettingsSource):
-    """Reads `MU2_X__Y_FILE` and gives the file's text as the value of `MU2_X__Y`."""
+class _Environment(EnvSettingsSource):
+    """The environment, in which `MU2_X__Y_FILE` names a file that holds the value of `MU2_X__Y`."""
 
-    def __init__(self, settings_cls: type[BaseSettings]) -> None:
-        super().__init__(settings_cls, env_prefix=PREFIX, env_nested_delimiter=DELIMITER)
-        self.env_vars = {
-            name.lower().removesuffix("_file"): _read_secret(name, path)
-            for name, path in os.environ.items()
-            if name.upper().startswith(PREFIX) and name.upper().endswith("_FILE") and path
-        }
+    def _load_env_vars(self) -> dict[str, str | None]:
+        values: dict[str, str | None] = {}
+        for name, value in os.environ.items():
+            upper = name.upper()
+            if not upper.startswith(PREFIX):
+                continue
+            if upper.endswith("_FILE"):
+                values.setdefault(name.lower().removesuffix("_file"), _read_secret(name, value))
+            else:
+                values[name.lower()] = value
+        return values
 
 
 def _read_secret(name: str, path: str) -> str:
@@ -235,9 +239,9 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Command line, environment, `*_FILE` secrets, `mu2.toml`, in this order."""
+        """Command line, environment with its `*_FILE` secrets, `mu2.toml`, in this order."""
         toml = TomlConfigSettingsSource(settings_cls, Path(os.environ.get("MU2_CONFIG", "mu2.toml")))
-        return init_settings, env_settings, _FileSecretsSource(settings_cls), toml
+        return init_settings, _Environment(settings_cls), toml
 
     @property
     def database_url(self) -> str:
