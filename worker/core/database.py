@@ -8,7 +8,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import structlog
@@ -22,6 +22,8 @@ from worker.core.errors import DatabaseUnavailableError
 from worker.core.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 FIRST_WAIT_SECONDS = 0.05
 LONGEST_WAIT_SECONDS = 1.0
@@ -74,7 +76,7 @@ class Database:
                 raise _unavailable(error) from error
             raise
 
-    def run[T](self, change: Callable[[Session], T], *, busy_seconds: float | None = None) -> T:
+    def run(self, change: Callable[[Session], T], *, busy_seconds: float | None = None) -> T:
         """Runs `change` in a transaction and again while the database is locked or away, up to `busy_seconds`.
 
         A commit whose answer was lost runs `change` a second time: `change` must recognise its own work.
