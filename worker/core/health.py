@@ -1,0 +1,60 @@
+"""/livez, /readyz and /metrics of one process, on a small HTTP port of its own.
+
+/livez says that the process answers; /readyz that its dependencies do; /metrics is Prometheus' text format.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+Check = Callable[[], bool]
+REQUEST_SECONDS = 5.0
+
+
+class HealthServer:
+    """Serves the three pages until `close`; port 0 takes a free one."""
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry, checks: Mapping[str, Check]) -> None:
+        self._server = ThreadingHTTPServer((host, port), _handler(registry, checks))
+        self._server.daemon_threads = True
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=REQUEST_SECONDS)
+
+
+def _handler(registry: CollectorRegistry, checks: Mapping[str, Check]) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = REQUEST_SECONDS
+
+        def do_GET(self) -> None:
+            """Answers the three paths and 404 for all others."""
+            if self.path == "/livez":
+                self._answer(200, "application/json", b'{"alive": true}')
+            elif self.path == "/readyz":
+                results = {name: check() for name, check in checks.items()}
+                self._answer(200 if all(results.values()) else 503, "application/json", json.dumps(results).encode())
+            elif self.path == "/metrics":
+                self._answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
+            else:
+                self._answer(404, "text/plain", b"not found")
+
+        def _answer(self, status: int, content_type: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Access lines are not kept."""
+
+    return Handler
