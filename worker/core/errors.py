@@ -57,7 +57,16 @@ class ModelBusyError(RetryableError):
 
 
 class DeliveryUnavailableError(RetryableError):
-    """The destination did not accept the message now: no connection, no answer in time, AE or CE."""
+    """The destination did not accept the message now: no connection, no answer in time, AE or CE.
+
+    `code` is MSA-1 when there was an answer. `answer_text` is what the receiver said: it may quote the patient, so it
+    goes to the database and never into the message of the error.
+    """
+
+    def __init__(self, message: str, code: str = "", answer_text: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.answer_text = answer_text
 
 
 class LeaseLostError(RetryableError):
@@ -109,7 +118,12 @@ class SignatureError(FinalError):
 
 
 class DeliveryRefusedError(FinalError):
-    """The destination refused the message for good (AR or CR)."""
+    """The destination refused the message for good (AR or CR); `code` and `answer_text` as in `DeliveryUnavailableError`."""
+
+    def __init__(self, message: str, code: str = "", answer_text: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.answer_text = answer_text
 
 
 class NotFoundError(FinalError):

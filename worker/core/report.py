@@ -73,6 +73,7 @@ class Patient:
     authority: Phi = ""  # issuer of the identifier
     family_name: Phi = ""
     given_name: Phi = ""
+    middle_name: Phi = ""
     birth_date: date | None = None
     sex: str = ""  # HL7 table 0001: F, M, O, U; empty when unknown
 
@@ -87,7 +88,7 @@ class Order:
     procedure_code: str = ""
     procedure_text: str = ""
     procedure_system: str = ""
-    ordering_provider: Phi = ""
+    ordering_provider: Phi = ""  # as DICOM writes a name: Family^Given^Middle^Prefix^Suffix
     reason: Phi = ""
     patient_class: str = "U"  # HL7 table 0004; U is unknown
     visit: Phi = ""
@@ -127,7 +128,9 @@ class Report:
     study_time: datetime | None
     status_time: datetime  # zone-aware; strictly increasing over the versions of one report
     model_version: str = ""  # empty when no machine-written text survives
-    signer: Person | None = None
+    signer: Person | None = None  # whose signature the text stands on; a retracted report keeps the one it had
+    reader: Person | None = None  # who saved it as preliminary, rejected or retracted it
+    reason: Phi = ""  # why it was rejected or retracted, in that person's words
     disclosure: str = ""  # one sentence; set while any machine-written text survives
     supersedes_final: bool = False  # an earlier version of this report was final
 
@@ -152,20 +155,24 @@ def canonical_text(sentences: Iterable[Sentence]) -> str:
     A body region stands as a line of its own before its first sentence. This exact text is what is hashed and signed,
     so a change here would break the check of every signature made before.
     """
-    kept = [s for s in sentences if s.assessment is not Assessment.REJECTED]
-    blocks: list[str] = []
-    for section in Section:
-        lines: list[str] = []
-        region = ""
-        for sentence in (s for s in kept if s.section is section):
-            if sentence.region != region:
-                region = sentence.region
-                if region:
-                    lines.append(f"{region.capitalize()}:")
-            lines.append(sentence.text)
-        if lines:
-            blocks.append("\n".join([f"{section.value.upper()}", *lines]))
-    return "\n\n".join(blocks)
+    sentences = tuple(sentences)
+    blocks = [(section, section_lines(sentences, section)) for section in Section]
+    return "\n\n".join("\n".join([section.value.upper(), *lines]) for section, lines in blocks if lines)
+
+
+def section_lines(sentences: Iterable[Sentence], section: Section) -> list[str]:
+    """The lines of one section as `canonical_text` has them, without its title; every outgoing format writes these."""
+    lines: list[str] = []
+    region = ""
+    for sentence in sentences:
+        if sentence.section is not section or sentence.assessment is Assessment.REJECTED:
+            continue
+        if sentence.region != region:
+            region = sentence.region
+            if region:
+                lines.append(f"{region.capitalize()}:")
+        lines.append(sentence.text)
+    return lines
 
 
 def text_sha256(text: str) -> str:
