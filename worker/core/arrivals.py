@@ -185,9 +185,7 @@ def _fill_patient(study: Study, arrival: Arrival) -> None:
             setattr(study, column, value)
 
 
-def _series(
-    session: Session, arrivals: Sequence[Arrival], by_uid: dict[str, Study]
-) -> dict[tuple[str, str], str]:
+def _series(session: Session, arrivals: Sequence[Arrival], by_uid: dict[str, Study]) -> dict[tuple[str, str], str]:
     ids = {study.id for study in by_uid.values()}
     found = session.execute(
         sa.select(Series.study_id, Series.series_instance_uid, Series.id).where(Series.study_id.in_(ids))

@@ -30,6 +30,8 @@ FIELDS = frozenset(
 )  # fmt: skip
 """The names a line may carry. None of them is ever filled from a data set, a report or a sender's free text."""
 
+_EVENT = re.compile(r"[a-z][a-z0-9_]{0,60}")
+_UID = re.compile(r"\b(?!1\.2\.840\.10008\.)\d+(?:\.\d+){4,}\b")  # an instance's UID; the standard's own may stand
 _HARMLESS = re.compile(r"[\w.:/@+ ,;()'\-\[\]<>=%*]{0,300}", re.ASCII)
 
 
@@ -80,14 +82,17 @@ def unbind() -> None:
 
 def keep_harmless(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> Mapping[str, Any]:
     """Keeps the fields that `FIELDS` names and shows values only where they cannot hold free text."""
-    return {name: _harmless(value) for name, value in fields.items() if name in FIELDS}
+    kept = {name: _harmless(value) for name, value in fields.items() if name in FIELDS}
+    if not _EVENT.fullmatch(str(kept.get("event"))):
+        kept["event"] = "unnamed_event"  # somebody formatted a sentence; it may hold anything
+    return kept
 
 
 def _harmless(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
-        return str(value) if _HARMLESS.fullmatch(value) else f"<{len(value)} characters left out>"
+        return _UID.sub("<uid>", str(value)) if _HARMLESS.fullmatch(value) else f"<{len(value)} characters left out>"
     if isinstance(value, list | tuple | set | frozenset):
         return [_harmless(v) for v in value]
     return f"<{type(value).__name__}>"

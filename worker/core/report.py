@@ -207,7 +207,5 @@ STATUS: dict[ReportState, Status] = {
 SIGNED_STATES = frozenset({ReportState.FINAL, ReportState.CORRECTED, ReportState.ADDENDED})
 """States that only a signature reaches: their messages carry F or C and name the signature they stand on."""
 
-DISCLOSURE = (
-    "Machine-written draft, not reviewed by a radiologist; not for clinical use without local approval."
-)
+DISCLOSURE = "Machine-written draft, not reviewed by a radiologist; not for clinical use without local approval."
 DISCLOSURE_REVIEWED = "Contains machine-written text that was read and signed by the named radiologist."

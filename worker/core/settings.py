@@ -63,8 +63,12 @@ class DicomSettings(_Group):
     storage_commitment: bool = Field(False, description="Offer Storage Commitment; a modality may then erase its copy.")
     tls_certificate: Path | None = Field(None, description="Certificate (PEM); with the key, the port speaks TLS only.")
     tls_key: Path | None = Field(None, description="Private key (PEM) of the certificate.")
-    tls_ca: Path | None = Field(None, description="CA (PEM) that client certificates must come from; unset asks for none.")
-    metrics_port: Port = Field(9101, description="Port of /livez, /readyz and /metrics of the listener; 0 takes a free one.")
+    tls_ca: Path | None = Field(
+        None, description="CA (PEM) that client certificates must come from; unset asks for none."
+    )
+    metrics_port: Port = Field(
+        9101, description="Port of /livez, /readyz and /metrics of the listener; 0 takes a free one."
+    )
 
 
 class StoreSettings(_Group):
@@ -107,10 +111,14 @@ class ImagingSettings(_Group):
 class ModelSettings(_Group):
     """The reporter."""
 
-    reporter: Literal["mu2", "fake"] = Field("mu2", description="`mu2` runs the model; `fake` writes canned text (tests).")
+    reporter: Literal["mu2", "fake"] = Field(
+        "mu2", description="`mu2` runs the model; `fake` writes canned text (tests)."
+    )
     path: Path | None = Field(None, description="Checkpoint folder; empty means the model that ships with the project.")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Weights' type; auto suits the device.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Weights' type; auto suits the device."
+    )
     max_batch: int = Field(4, ge=1, description="Most volumes drafted together.")
     batch_wait_seconds: float = Field(0.05, ge=0, description="How long a first volume waits for company.")
     deadline_seconds: Seconds = Field(300.0, description="Generation stops after this long and is tried again.")
@@ -123,7 +131,9 @@ class ModelSettings(_Group):
 class Destination(_Group):
     """One HL7 receiver. `drafts` has no default: a site must choose what a machine draft is to it."""
 
-    name: str = Field(pattern=r"^[a-z0-9_-]{1,32}$", description="Short name; stands in logs and in `mu2 message list`.")
+    name: str = Field(
+        pattern=r"^[a-z0-9_-]{1,32}$", description="Short name; stands in logs and in `mu2 message list`."
+    )
     host: str = Field(description="Host of the MLLP receiver.")
     port: Annotated[int, Field(ge=1, le=65535)] = Field(description="Port of the MLLP receiver.")
     drafts: Literal["none", "R", "P"] = Field(description="Send machine drafts: not at all, as R (stored) or as P.")
@@ -147,9 +157,13 @@ class Destination(_Group):
 class Hl7Settings(_Group):
     """Where reports go."""
 
-    destinations: tuple[Destination, ...] = Field((), description="The HL7 receivers; a draft goes only where `drafts` allows.")
+    destinations: tuple[Destination, ...] = Field(
+        (), description="The HL7 receivers; a draft goes only where `drafts` allows."
+    )
     max_attempts: int = Field(8, ge=1, description="Attempts before a message is parked.")
-    backoff_seconds: Seconds = Field(2.0, description="First wait before a message is sent again; doubles up to ten minutes.")
+    backoff_seconds: Seconds = Field(
+        2.0, description="First wait before a message is sent again; doubles up to ten minutes."
+    )
     assigning_authority: str = Field("", description="PID-3 authority when DICOM names none.")
 
     @model_validator(mode="after")
@@ -178,13 +192,17 @@ class WorkerSettings(_Group):
     """The Celery worker."""
 
     concurrency: int = Field(4, ge=1, description="Threads of one worker process.")
-    metrics_port: Port = Field(9102, description="Port of /livez, /readyz and /metrics of the worker; 0 takes a free one.")
+    metrics_port: Port = Field(
+        9102, description="Port of /livez, /readyz and /metrics of the worker; 0 takes a free one."
+    )
 
 
 class LogSettings(_Group):
     """The logs."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line that is written.")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe line that is written."
+    )
 
 
 class _Environment(EnvSettingsSource):
@@ -207,7 +225,9 @@ def _read_secret(name: str, path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise SettingsError(f"{name} names a file that cannot be read ({error.strerror}); mend the path or its rights") from error
+        raise SettingsError(
+            f"{name} names a file that cannot be read ({error.strerror}); mend the path or its rights"
+        ) from error
 
 
 class Settings(BaseSettings):

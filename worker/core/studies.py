@@ -119,7 +119,7 @@ def complete_quiet(session: Session, quiet_seconds: float, held: Collection[str]
 
 
 def complete(session: Session, study: Study) -> bool:
-    """receiving → complete, or failed when two patients' ids are mixed; says whether it is complete."""
+    """Receiving → complete, or failed when two patients' ids are mixed; says whether it is complete."""
     identifiers = session.scalars(
         sa.select(Instance.patient_identifier)
         .where(
@@ -221,7 +221,7 @@ def renew(session: Session, tokens: Iterable[str], lease_seconds: float) -> set[
 
 
 def store_prepared(session: Session, claim: Claim, choice: dict[str, Any], model_input: str) -> None:
-    """preparing → prepared, with the choice of series and the path of the model input."""
+    """Preparing → prepared, with the choice of series and the path of the model input."""
     study = held(session, claim)
     if study is None:
         return
@@ -231,7 +231,7 @@ def store_prepared(session: Session, claim: Claim, choice: dict[str, Any], model
 
 
 def skip(session: Session, claim: Claim, reason: str, choice: dict[str, Any]) -> None:
-    """preparing → skipped: there is nothing to report, for this reason."""
+    """Preparing → skipped: there is nothing to report, for this reason."""
     study = held(session, claim)
     if study is None:
         return
@@ -241,7 +241,7 @@ def skip(session: Session, claim: Claim, reason: str, choice: dict[str, Any]) ->
 
 
 def mark_drafted(session: Session, study: Study, claim: Claim) -> None:
-    """drafting → drafted; the caller has stored the report in this transaction."""
+    """Drafting → drafted; the caller has stored the report in this transaction."""
     _finish(session, study, StudyStatus.DRAFTED, claim, AttemptOutcome.DONE)
 
 
@@ -263,7 +263,7 @@ def postpone(session: Session, claim: Claim, error: Mu2Error, limits: Limits) ->
 
 
 def fail(session: Session, claim: Claim, error: BaseException) -> None:
-    """preparing or drafting → failed, with the stage and the reason."""
+    """Preparing or drafting → failed, with the stage and the reason."""
     study = held(session, claim)
     if study is not None:
         _give_up(session, study, claim, error)
@@ -365,9 +365,7 @@ def _give_up(session: Session, study: Study, claim: Claim, error: BaseException)
 def _quarantine(study: Study, stage: Stage) -> None:
     _move(study, StudyStatus.FAILED)
     study.failed_stage = stage
-    study.reason = (
-        f"quarantined: {study.crashes} workers died or hung in {stage}; look at the worker's log, then requeue the study"
-    )
+    study.reason = f"quarantined: {study.crashes} workers died or hung in {stage}; see the worker log, then requeue the study"
     study.lease_token = study.lease_until = study.due_at = None
 
 

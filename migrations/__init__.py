@@ -1,0 +1,1 @@
+"""Numbered migrations of the database; `mu2 db upgrade` applies them."""

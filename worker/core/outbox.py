@@ -1,0 +1,306 @@
+"""The outbox: messages are written in their report's transaction and sent later, in order, until a destination took them.
+
+Order is kept for one accession and destination: a message waits while an earlier one of the same key is pending or sent.
+A later version supersedes earlier ones that are not delivered, so a stuck draft never blocks a final. The bytes and the
+control id are fixed when the row is written: every retry sends the same message, which a receiver can recognise.
+"""
+
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, aliased
+
+from worker.core import reports, studies
+from worker.core.errors import LeaseLostError, Mu2Error, NotFoundError, SignatureError, StateError
+from worker.core.records import REASON_LENGTH, Message, MessageState, ReportVersion, Signature, Study, new_id
+from worker.core.report import SIGNED_STATES, STATUS, Report, ReportState, canonical_text, text_sha256
+from worker.core.settings import Destination
+
+Render = Callable[[Report, Destination, str, datetime], bytes]
+"""A writer of `worker.results`: report, destination, control id, time of the message → its bytes."""
+
+LONGEST_BACKOFF_SECONDS = 600.0
+_OPEN = (MessageState.PENDING, MessageState.SENT)
+_REPLACEABLE = (MessageState.PENDING, MessageState.PARKED, MessageState.REFUSED)
+_SIGNED_STATUSES = frozenset({"F", "C"})
+_CONTROL_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's: nothing to misread on the telephone
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A message that this process may send until its lease runs out."""
+
+    message_id: int
+    study_id: str
+    token: str
+    control_id: str
+    payload: bytes
+    attempts: int  # tries before this one
+
+
+def enqueue(
+    session: Session,
+    version: ReportVersion,
+    destinations: Iterable[Destination],
+    render: Render,
+    *,
+    default_authority: str = "",
+) -> list[Message]:
+    """Writes one row per destination that may have this version, and supersedes what is older and undelivered.
+
+    Raises `SignatureError` for signed states without a signature whose hash matches the text.
+    """
+    study = version.report.study
+    value = reports.to_value(session, version.id, default_authority=default_authority)
+    rows = []
+    for destination in destinations:
+        if not _may_leave(session, version, destination):
+            continue
+        status = _result_status(value.state, destination)
+        control_id = new_control_id()
+        row = Message(
+            version_id=version.id,
+            destination=destination.name,
+            order_key=study.accession or study.id,
+            priority=study.priority,
+            control_id=control_id,
+            result_status=status,
+            text_sha256=value.text_sha256,
+            signature_version_id=_signature_for(session, version, value) if status in _SIGNED_STATUSES else None,
+            payload=render(value, destination, control_id, studies.now()),
+            created_at=studies.now(),
+        )
+        _supersede_older(session, version, destination.name)
+        session.add(row)
+        rows.append(row)
+    session.flush()
+    return rows
+
+
+def new_control_id() -> str:
+    """MSH-10: 20 random characters, never derived from a patient or a study."""
+    return "".join(secrets.choice(_CONTROL_ALPHABET) for _ in range(20))
+
+
+def due_destinations(session: Session) -> list[str]:
+    """The destinations that have a message to send now."""
+    return list(session.scalars(sa.select(Message.destination).where(_due()).distinct()))
+
+
+def claim(session: Session, destination: str, lease_seconds: float) -> Claimed | None:
+    """Claims the next message of a destination; a STAT report goes before a routine one. None when nothing is due.
+
+    Raises `SignatureError` when a final text no longer has its signed hash; the message is then refused for good.
+    """
+    row = session.scalars(
+        sa.select(Message)
+        .where(Message.destination == destination, _due())
+        .order_by(Message.priority, Message.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    ).one_or_none()
+    if row is None:
+        return None
+    if not _text_is_signed(session, row):
+        row.state = MessageState.REFUSED
+        row.error = "SignatureError: the text differs from the signed one; it is not sent"
+        row.lease_token = row.lease_until = None
+        return claim(session, destination, lease_seconds)
+    row.state = MessageState.SENT
+    row.sent_at = studies.now()
+    row.lease_token = new_id()
+    row.lease_until = row.sent_at + timedelta(seconds=lease_seconds)
+    row.due_at = None
+    study_id = session.scalars(
+        sa.select(Study.id).join_from(Study, Study.report).join(ReportVersion).where(ReportVersion.id == row.version_id)
+    ).one()
+    return Claimed(row.id, study_id, row.lease_token, row.control_id, row.payload, row.attempts)
+
+
+def acknowledge(session: Session, claimed: Claimed, code: str, answer_text: str = "") -> None:
+    """Sent → acknowledged."""
+    row = _held(session, claimed)
+    if row is None:
+        return
+    row.state = MessageState.ACKNOWLEDGED
+    row.acknowledged_at = studies.now()
+    row.attempts += 1
+    row.error = ""
+    _close(row, code, answer_text)
+
+
+def refuse(session: Session, claimed: Claimed, error: Mu2Error, code: str = "", answer_text: str = "") -> None:
+    """Sent → refused: sending it again would be refused again; `resend` after the cause is mended."""
+    row = _held(session, claimed)
+    if row is None:
+        return
+    row.state = MessageState.REFUSED
+    row.attempts += 1
+    row.error = studies.describe(error)
+    _close(row, code, answer_text)
+    _yield_to_newer(session, row)
+
+
+def retry_later(
+    session: Session,
+    claimed: Claimed,
+    error: Mu2Error,
+    *,
+    max_attempts: int,
+    backoff_seconds: float,
+    code: str = "",
+    answer_text: str = "",
+) -> None:
+    """Sent → pending until a back-off is over, or parked when it was the last try."""
+    row = _held(session, claimed)
+    if row is None:
+        return
+    row.attempts += 1
+    row.error = studies.describe(error)
+    _close(row, code, answer_text)
+    if row.attempts >= max_attempts:
+        row.state = MessageState.PARKED
+    else:
+        row.state = MessageState.PENDING
+        wait = min(backoff_seconds * 2 ** (row.attempts - 1), LONGEST_BACKOFF_SECONDS)
+        row.due_at = studies.now() + timedelta(seconds=wait)
+    _yield_to_newer(session, row)
+
+
+def release(session: Session, claimed: Claimed) -> None:
+    """Sent → pending without counting a try: nothing was sent, the sender stops."""
+    row = _held(session, claimed)
+    if row is None:
+        return
+    row.state = MessageState.PENDING
+    row.lease_token = row.lease_until = None
+
+
+def resend(session: Session, message_id: int) -> Message:
+    """Parked or refused → pending, with all its tries again; raises `NotFoundError` or `StateError`."""
+    row = session.get(Message, message_id, with_for_update=True)
+    if row is None:
+        raise NotFoundError(f"no message has the number {message_id}")
+    if row.state not in {MessageState.PARKED, MessageState.REFUSED}:
+        raise StateError(f"message {message_id} is {row.state}; only parked and refused messages are sent again")
+    row.state = MessageState.PENDING
+    row.attempts = 0
+    row.due_at = None
+    row.error = ""
+    _yield_to_newer(session, row)
+    if row.state is MessageState.SUPERSEDED:
+        raise StateError(f"message {message_id} was superseded by a later version of its report; resend that one")
+    return row
+
+
+def _due() -> sa.ColumnElement[bool]:
+    at = studies.now()
+    earlier = aliased(Message)
+    first_of_its_order = ~sa.exists().where(
+        earlier.destination == Message.destination,
+        earlier.order_key == Message.order_key,
+        earlier.id < Message.id,
+        earlier.state.in_(_OPEN),
+    )
+    waits = sa.and_(Message.state == MessageState.PENDING, sa.or_(Message.due_at.is_(None), Message.due_at <= at))
+    in_doubt = sa.and_(Message.state == MessageState.SENT, Message.lease_until < at)  # its sender died
+    return sa.and_(sa.or_(waits, in_doubt), first_of_its_order)
+
+
+def _may_leave(session: Session, version: ReportVersion, destination: Destination) -> bool:
+    state = version.state
+    if state is ReportState.AI_DRAFT:
+        return destination.drafts != "none" and not reports.is_signed(session, version.report_id)
+    if state is ReportState.PRELIMINARY:
+        return destination.preliminary and not reports.is_signed(session, version.report_id)
+    if STATUS[state].leaves == "if_sent":
+        return _something_left(session, version, destination.name)
+    return True
+
+
+def _something_left(session: Session, version: ReportVersion, destination: str) -> bool:
+    left = sa.exists().where(
+        Message.version_id == ReportVersion.id,
+        ReportVersion.report_id == version.report_id,
+        Message.destination == destination,
+        Message.sent_at.is_not(None),
+    )
+    return bool(session.scalar(sa.select(left)))
+
+
+def _result_status(state: ReportState, destination: Destination) -> str:
+    if state is ReportState.AI_DRAFT:
+        return destination.drafts
+    return STATUS[state].obr_25
+
+
+def _signature_for(session: Session, version: ReportVersion, value: Report) -> str:
+    """The version whose signature covers this text: its own, or for a retraction the one that is withdrawn."""
+    signed = session.scalars(
+        sa.select(Signature)
+        .join(ReportVersion, Signature.version_id == ReportVersion.id)
+        .where(ReportVersion.report_id == version.report_id, Signature.text_sha256 == value.text_sha256)
+        .order_by(ReportVersion.number.desc())
+    ).all()
+    own = [s for s in signed if s.version_id == version.id]
+    if own or (signed and version.state not in SIGNED_STATES):
+        return (own or list(signed))[0].version_id
+    raise SignatureError("a final, corrected or addended text leaves only with a person's signature on this very text")
+
+
+def _text_is_signed(session: Session, row: Message) -> bool:
+    """Recomputes the hash of what F and C stand on, from the sentences as they are now."""
+    if row.result_status not in _SIGNED_STATUSES:
+        return True
+    version = session.get(ReportVersion, row.version_id)
+    if version is None:
+        return False
+    text = canonical_text(reports.to_sentence(s) for s in version.sentences)
+    return text_sha256(text) == row.text_sha256
+
+
+def _supersede_older(session: Session, version: ReportVersion, destination: str) -> None:
+    older = sa.select(ReportVersion.id).where(
+        ReportVersion.report_id == version.report_id, ReportVersion.number < version.number
+    )
+    session.execute(
+        sa.update(Message)
+        .where(Message.version_id.in_(older), Message.destination == destination, Message.state.in_(_REPLACEABLE))
+        .values(state=MessageState.SUPERSEDED, due_at=None)
+        .execution_options(synchronize_session="fetch")
+    )
+
+
+def _yield_to_newer(session: Session, row: Message) -> None:
+    """A message that failed while a newer version waits behind it is superseded by it."""
+    version = session.get_one(ReportVersion, row.version_id)
+    newer = sa.exists().where(
+        Message.version_id == ReportVersion.id,
+        Message.destination == row.destination,
+        ReportVersion.report_id == version.report_id,
+        ReportVersion.number > version.number,
+    )
+    if session.scalar(sa.select(newer)):
+        row.state = MessageState.SUPERSEDED
+        row.due_at = None
+
+
+def _held(session: Session, claimed: Claimed) -> Message | None:
+    """The locked row while the claim holds it; None when this claim was finished before (a lost commit answer)."""
+    row = session.get(Message, claimed.message_id, with_for_update=True, populate_existing=True)
+    if row is None:
+        raise NotFoundError(f"no message has the number {claimed.message_id}")
+    if row.lease_token == claimed.token:
+        return row
+    if row.lease_token is None and row.attempts > claimed.attempts:
+        return None
+    raise LeaseLostError(f"message {claimed.message_id} was taken over by another sender")
+
+
+def _close(row: Message, code: str, answer_text: str) -> None:
+    row.acknowledgement = code[:2]
+    row.answer_text = answer_text[:REASON_LENGTH]
+    row.lease_token = row.lease_until = None

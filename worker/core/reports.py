@@ -1,0 +1,208 @@
+"""Reports as rows: a draft becomes a version, a version becomes the value that the writers take."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from worker.core import records, studies
+from worker.core.errors import NotFoundError
+from worker.core.records import AuthorKind, ReportVersion, Study
+from worker.core.report import (
+    DISCLOSURE,
+    DISCLOSURE_REVIEWED,
+    SIGNED_STATES,
+    Order,
+    Origin,
+    Patient,
+    Person,
+    Provenance,
+    Report,
+    ReportState,
+    Sentence,
+    canonical_text,
+    text_sha256,
+)
+
+MINIMUM_STEP = timedelta(seconds=1)  # between the status times of two versions: receivers drop equal ones
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a reporter wrote about one study."""
+
+    sentences: tuple[Sentence, ...]
+    provenance: Provenance
+
+
+def add_draft(session: Session, study: Study, draft: Draft) -> ReportVersion:
+    """Stores a draft as the next version of the study's report; a signed report keeps its state.
+
+    Idempotent per (study, revision): a draft that is there already is returned as it is.
+    """
+    report = session.scalars(sa.select(records.Report).where(records.Report.study_id == study.id)).one_or_none()
+    if report is None:
+        report = records.Report(id=records.new_id(), study_id=study.id, created_at=studies.now())
+        session.add(report)
+        session.flush()
+    there = session.scalars(
+        sa.select(ReportVersion).where(
+            ReportVersion.report_id == report.id,
+            ReportVersion.study_revision == study.revision,
+            ReportVersion.author_kind == AuthorKind.MACHINE,
+        )
+    ).one_or_none()
+    if there is not None:
+        return there
+    version = add_version(
+        session,
+        report,
+        state=ReportState.AI_DRAFT,
+        sentences=draft.sentences,
+        study_revision=study.revision,
+        author_kind=AuthorKind.MACHINE,
+    )
+    version.provenance = asdict(draft.provenance)
+    if not is_signed(session, report.id):
+        report.state = ReportState.AI_DRAFT
+    return version
+
+
+def add_version(
+    session: Session,
+    report: records.Report,
+    *,
+    state: ReportState,
+    sentences: Sequence[Sentence],
+    study_revision: int,
+    author_kind: AuthorKind,
+    author_id: str | None = None,
+) -> ReportVersion:
+    """Appends a version with its sentences; its status time is at least a second after the one before."""
+    last = session.execute(
+        sa.select(ReportVersion.number, ReportVersion.status_time)
+        .where(ReportVersion.report_id == report.id)
+        .order_by(ReportVersion.number.desc())
+        .limit(1)
+    ).first()
+    at = studies.now()
+    version = ReportVersion(
+        id=records.new_id(),
+        report_id=report.id,
+        number=last.number + 1 if last else 1,
+        study_revision=study_revision,
+        state=state,
+        author_kind=author_kind,
+        author_id=author_id,
+        created_at=at,
+        status_time=max(at, last.status_time + MINIMUM_STEP) if last else at,
+        text_sha256=text_sha256(canonical_text(sentences)),
+    )
+    version.sentences = [
+        records.Sentence(
+            id=records.new_id(),
+            ordinal=ordinal,
+            section=sentence.section,
+            region=sentence.region,
+            text=sentence.text,
+            confidence=sentence.confidence,
+            support=sentence.support,
+            origin=sentence.origin,
+            assessment=sentence.assessment,
+        )
+        for ordinal, sentence in enumerate(sentences)
+    ]
+    session.add(version)
+    session.flush()
+    return version
+
+
+def is_signed(session: Session, report_id: str) -> bool:
+    """Whether any version of this report carries a signature."""
+    signed = sa.exists().where(records.Signature.version_id == ReportVersion.id, ReportVersion.report_id == report_id)
+    return bool(session.scalar(sa.select(signed)))
+
+
+def to_sentence(row: records.Sentence) -> Sentence:
+    """A sentence's row as a value."""
+    return Sentence(
+        section=row.section,
+        text=row.text,
+        origin=row.origin,
+        assessment=row.assessment,
+        confidence=row.confidence,
+        support=row.support,
+        region=row.region,
+    )
+
+
+def latest(session: Session, study_id: str) -> ReportVersion | None:
+    """The newest version of a study's report, or None before the first draft."""
+    return session.scalars(
+        sa.select(ReportVersion)
+        .join(records.Report)
+        .where(records.Report.study_id == study_id)
+        .order_by(ReportVersion.number.desc())
+        .limit(1)
+    ).one_or_none()
+
+
+def to_value(session: Session, version_id: str, *, default_authority: str = "") -> Report:
+    """A version with its study, patient and signer as the value that the writers take; raises `NotFoundError`."""
+    version = session.get(ReportVersion, version_id)
+    if version is None:
+        raise NotFoundError(f"no report version has the id {version_id}")
+    study = version.report.study
+    sentences = tuple(to_sentence(row) for row in version.sentences)
+    machine = any(s.origin is not Origin.PERSON for s in sentences)
+    signed = version.state in SIGNED_STATES
+    return Report(
+        study_instance_uid=study.study_instance_uid,
+        version=version.number,
+        state=version.state,
+        sentences=sentences,
+        patient=_patient(study, default_authority),
+        order=Order(
+            accession=study.accession,
+            placer=study.placer,
+            filler=study.filler,
+            procedure_text=study.description,
+            ordering_provider=study.referring_physician,
+        ),
+        study_time=study.study_time,
+        status_time=version.status_time,
+        model_version=(version.provenance or {}).get("model_version", "") if machine else "",
+        signer=_signer(version),
+        disclosure="" if not machine else DISCLOSURE_REVIEWED if signed else DISCLOSURE,
+        supersedes_final=_earlier_was_final(session, version),
+    )
+
+
+def _patient(study: Study, default_authority: str) -> Patient:
+    family, given, *_ = [*study.patient_name.split("=")[0].split("^"), "", ""]
+    return Patient(
+        identifier=study.patient_identifier,
+        authority=study.patient_authority or default_authority,
+        family_name=family,
+        given_name=given,
+        birth_date=study.patient_birth_date,
+        sex=study.patient_sex,
+    )
+
+
+def _signer(version: ReportVersion) -> Person | None:
+    if version.signature is None:
+        return None
+    user = version.signature.user
+    return Person(identifier=user.username, family_name=user.family_name, given_name=user.given_name)
+
+
+def _earlier_was_final(session: Session, version: ReportVersion) -> bool:
+    earlier = sa.exists().where(
+        ReportVersion.report_id == version.report_id,
+        ReportVersion.number < version.number,
+        ReportVersion.state.in_(SIGNED_STATES),
+    )
+    return bool(session.scalar(sa.select(earlier)))
