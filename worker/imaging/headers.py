@@ -1,0 +1,426 @@
+"""Read what choosing and placing a slice needs from a DICOM object, without its pixels."""
+
+import math
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import pydicom
+from pydicom.charset import python_encoding
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.errors import InvalidDicomError
+from pydicom.tag import Tag
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+
+from worker.core.errors import InvalidObjectError, StoreUnavailableError
+
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2.1"
+LEGACY_CONVERTED_ENHANCED_CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2.2"
+CT_CLASSES = frozenset({CT_IMAGE, ENHANCED_CT_IMAGE, LEGACY_CONVERTED_ENHANCED_CT_IMAGE})
+
+# fmt: off
+_KEYWORDS = (
+    "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "StudyDate", "SeriesDate",
+    "AcquisitionDate", "ContentDate", "AcquisitionDateTime", "StudyTime", "SeriesTime", "AcquisitionTime",
+    "ContentTime", "Modality", "StudyDescription", "SeriesDescription", "PatientID", "BodyPartExamined", "KVP",
+    "SliceThickness", "ProtocolName", "GantryDetectorTilt", "ConvolutionKernel", "NominalPercentageOfCardiacPhase",
+    "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber", "InstanceNumber",
+    "ImagePositionPatient", "ImageOrientationPatient", "TemporalPositionIdentifier", "FrameOfReferenceUID",
+    "EchoNumbers", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns",
+    "PixelSpacing", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
+    "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope", "RescaleType", "LossyImageCompression",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+)
+# fmt: on
+_TAGS = {keyword: Tag(keyword) for keyword in _KEYWORDS}
+_PIXEL_DATA = 0x7FE00010
+_UNDEFINED_LENGTH = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Where and how an object's Pixel Data (7FE0,0010) is stored."""
+
+    transfer_syntax: str
+    offset: int
+    """First byte of the value in the file; 0 in a deflated object, whose offsets are those of the inflated dataset."""
+    length: int | None
+    """Bytes of the value; None for encapsulated fragments and in a deflated object."""
+    encapsulated: bool
+    rows: int
+    columns: int
+    frames: int
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    signed: bool
+    big_endian: bool
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One image: a single-frame object, or one frame of a multi-frame object. None marks an absent or unreadable value."""
+
+    path: Path = field(repr=False)
+    frame: int
+    """Index in the object, from 0."""
+    sop_instance_uid: str
+    pixels: Pixels
+    position: tuple[float, float, float] | None
+    """Image Position (Patient): centre of the first voxel, LPS millimetres."""
+    orientation: tuple[float, ...] | None
+    """Image Orientation (Patient): direction of growing columns, then of growing rows, LPS."""
+    spacing: tuple[float, float] | None
+    """Pixel Spacing: between rows, between columns, millimetres."""
+    thickness_mm: float | None
+    slope: float | None
+    intercept: float | None
+    rescale_type: str
+    padding: tuple[int, int] | None
+    """Stored values from .. to that mean "no data here"."""
+    image_type: tuple[str, ...]
+    kernel: str
+    acquired: str
+    """YYYYMMDDHHMMSS.ffffff as far as known; sorts by time."""
+    acquisition: str
+    temporal_position: str
+    cardiac_phase: str
+    kilovolts: str
+    instance_number: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """One stored DICOM object without its pixels."""
+
+    path: Path = field(repr=False)
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_uid: str
+    series_uid: str
+    patient_id: str = field(repr=False)
+    modality: str
+    series_number: int | None
+    series_description: str = field(repr=False)
+    study_description: str = field(repr=False)
+    protocol_name: str = field(repr=False)
+    body_part: str
+    frame_of_reference: str
+    photometric: str
+    samples: int
+    lossy: bool
+    slices: tuple[Slice, ...]
+    """One a frame; empty for an object without pixels."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that is no DICOM object, with the reason in one sentence."""
+
+    path: Path = field(repr=False)
+    reason: str
+
+
+class _Values:
+    """Typed access to a dataset's undecoded elements.
+
+    pydicom's own conversion warns with the offending value in the text, which may be a patient's; this reads the bytes and
+    answers None for what does not parse.
+    """
+
+    def __init__(self, dataset: Dataset, outer: "_Values | None" = None) -> None:
+        self.dataset = dataset
+        self.codec: str = outer.codec if outer else "latin-1"
+        declared = self.texts("SpecificCharacterSet")
+        if declared:
+            names = python_encoding.get(declared[-1]) or python_encoding.get(declared[0])
+            self.codec = names or self.codec
+
+    def _bytes(self, keyword: str) -> tuple[bytes, bool]:
+        tag = _TAGS.get(keyword) or Tag(keyword)
+        if tag not in self.dataset:
+            return b"", True
+        element = self.dataset.get_item(tag)
+        if isinstance(element, RawDataElement):
+            return element.value or b"", element.is_little_endian
+        value = element.value
+        if isinstance(value, bytes):
+            return value, True
+        many = value if isinstance(value, list | tuple) or hasattr(value, "append") else [value]
+        return "\\".join("" if v is None else str(v) for v in many).encode("utf-8"), True
+
+    def texts(self, keyword: str) -> tuple[str, ...]:
+        """Backslash-separated values of a string element, stripped; () when absent or empty."""
+        raw, _ = self._bytes(keyword)
+        text = raw.decode("latin-1").strip(" \0")
+        return tuple(part.strip(" \0") for part in text.split("\\")) if text else ()
+
+    def text(self, keyword: str) -> str:
+        values = self.texts(keyword)
+        return values[0] if values else ""
+
+    def words(self, keyword: str) -> str:
+        """A text of people's words, decoded by the Specific Character Set as far as it goes."""
+        raw, _ = self._bytes(keyword)
+        return raw.decode(self.codec, errors="replace").strip(" \0")
+
+    def floats(self, keyword: str, count: int) -> tuple[float, ...] | None:
+        """Exactly `count` finite decimal strings, or None."""
+        parts = self.texts(keyword)
+        if len(parts) != count:
+            return None
+        try:
+            numbers = tuple(float(part) for part in parts)
+        except ValueError:
+            return None
+        return numbers if all(math.isfinite(number) for number in numbers) else None
+
+    def decimal(self, keyword: str) -> float | None:
+        numbers = self.floats(keyword, 1)
+        return numbers[0] if numbers else None
+
+    def integer(self, keyword: str) -> int | None:
+        """An integer string (VR IS)."""
+        number = self.decimal(keyword)
+        return int(number) if number is not None else None
+
+    def short(self, keyword: str, signed: bool = False) -> int | None:
+        """A 16-bit binary value (VR US or SS)."""
+        raw, little = self._bytes(keyword)
+        if len(raw) < 2:
+            return None
+        code = ("<" if little else ">") + ("h" if signed else "H")
+        return int(struct.unpack_from(code, raw)[0])
+
+    def binary(self, keyword: str) -> str:
+        """A binary number (VR US, UL, FL, FD) as text, for telling frames apart; empty when absent."""
+        tag = Tag(keyword)
+        return str(self.dataset[tag].value) if tag in self.dataset else ""
+
+    def items(self, keyword: str) -> list[Dataset]:
+        """Items of a sequence; [] when absent."""
+        tag = Tag(keyword)
+        return list(self.dataset[tag].value or []) if tag in self.dataset else []
+
+    def first_item(self, keyword: str) -> "_Values | None":
+        items = self.items(keyword)
+        return _Values(items[0], self) if items else None
+
+
+def read_header(path: Path | str) -> Header:
+    """Read one DICOM file up to its pixels.
+
+    Raises InvalidObjectError when the file is no DICOM object or ends before its pixel data begin, StoreUnavailableError
+    when it cannot be opened.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            return _read(path, file)
+    except InvalidDicomError as error:
+        raise InvalidObjectError("The file is not DICOM: it has no DICM prefix. Take it out of the study.") from error
+    except (EOFError, struct.error) as error:
+        raise InvalidObjectError("The file ends inside its header. Send the object again.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError, IndexError) as error:
+        raise InvalidObjectError("The header of the file does not parse as DICOM. Send the object again.") from error
+    except OSError as error:
+        raise StoreUnavailableError(
+            f"A stored object cannot be read: {error.strerror or 'input/output error'}."
+        ) from error
+
+
+def read_headers(paths: Iterable[Path | str]) -> tuple[list[Header], list[Unreadable]]:
+    """Read many files; what cannot be read as DICOM comes back with its reason and stops nothing.
+
+    Raises StoreUnavailableError when a file cannot be opened.
+    """
+    headers: list[Header] = []
+    unreadable: list[Unreadable] = []
+    for path in sorted({Path(path) for path in paths}):
+        try:
+            headers.append(read_header(path))
+        except InvalidObjectError as error:
+            unreadable.append(Unreadable(path, str(error)))
+    return headers, unreadable
+
+
+def _read(path: Path, file: BinaryIO) -> Header:
+    dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS.values()))
+    values = _Values(dataset)
+    sop_class = values.text("SOPClassUID") or str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
+    sop_instance = values.text("SOPInstanceUID") or str(dataset.file_meta.get("MediaStorageSOPInstanceUID", ""))
+    pixels = _locate_pixels(dataset, values, file)
+    if pixels is None and sop_class in CT_CLASSES:
+        raise InvalidObjectError(
+            "The CT object has no pixel data: the file ends inside its header. Send the object again."
+        )
+    slices = _slices(path, sop_instance, pixels, values) if pixels and sop_class in CT_CLASSES else ()
+    return Header(
+        path=path,
+        sop_class_uid=sop_class,
+        sop_instance_uid=sop_instance,
+        study_uid=values.text("StudyInstanceUID"),
+        series_uid=values.text("SeriesInstanceUID"),
+        patient_id=values.words("PatientID"),
+        modality=values.text("Modality"),
+        series_number=values.integer("SeriesNumber"),
+        series_description=values.words("SeriesDescription"),
+        study_description=values.words("StudyDescription"),
+        protocol_name=values.words("ProtocolName"),
+        body_part=values.text("BodyPartExamined") or _anatomy(values),
+        frame_of_reference=values.text("FrameOfReferenceUID"),
+        photometric=values.text("PhotometricInterpretation"),
+        samples=values.short("SamplesPerPixel") or 1,
+        lossy=values.text("LossyImageCompression") == "01",
+        slices=slices,
+    )
+
+
+def _locate_pixels(dataset: FileDataset, values: _Values, file: BinaryIO) -> Pixels | None:
+    """Find Pixel Data behind the header just read; None when the object has none."""
+    syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
+    if not syntax:
+        raise InvalidObjectError("The file names no transfer syntax. Send the object again.")
+    rows, columns = values.short("Rows"), values.short("Columns")
+    uid = UID(syntax)
+    deflated = uid == DeflatedExplicitVRLittleEndian
+    length: int | None = None
+    offset = 0
+    encapsulated = uid.is_transfer_syntax and uid.is_encapsulated
+    if not deflated:
+        implicit, little = dataset.original_encoding
+        element = _element_at(file, bool(implicit), bool(little))
+        if element is None:
+            return None
+        offset, size = element
+        encapsulated = size == _UNDEFINED_LENGTH
+        length = None if encapsulated else size
+    if not rows or not columns:
+        return None
+    bits_stored = values.short("BitsStored") or values.short("BitsAllocated") or 16
+    high_bit = values.short("HighBit")
+    return Pixels(
+        transfer_syntax=syntax,
+        offset=offset,
+        length=length,
+        encapsulated=encapsulated,
+        rows=rows,
+        columns=columns,
+        frames=max(1, values.integer("NumberOfFrames") or 1),
+        bits_allocated=values.short("BitsAllocated") or 16,
+        bits_stored=bits_stored,
+        high_bit=bits_stored - 1 if high_bit is None else high_bit,
+        signed=values.short("PixelRepresentation") == 1,
+        big_endian=not dataset.original_encoding[1],
+    )
+
+
+def _element_at(file: BinaryIO, implicit: bool, little: bool) -> tuple[int, int] | None:
+    """Offset and length of the Pixel Data element that starts at the file's position; None at the end of the file."""
+    order = "<" if little else ">"
+    start = file.tell()
+    head = file.read(12)
+    if len(head) < 8 or (len(head) < 12 and not implicit):
+        return None
+    group, element = struct.unpack_from(order + "HH", head)
+    if (group << 16 | element) != _PIXEL_DATA:
+        return None
+    if implicit:
+        return start + 8, struct.unpack_from(order + "I", head, 4)[0]
+    return start + 12, struct.unpack_from(order + "I", head, 8)[0]
+
+
+def _anatomy(values: _Values) -> str:
+    """Anatomic region of a multi-frame object (PS3.3 C.7.6.16.2.8), by its code meaning."""
+    shared = values.first_item("SharedFunctionalGroupsSequence")
+    anatomy = shared.first_item("FrameAnatomySequence") if shared else None
+    region = anatomy.first_item("AnatomicRegionSequence") if anatomy else None
+    return region.words("CodeMeaning").upper() if region else ""
+
+
+def _slices(path: Path, sop_instance: str, pixels: Pixels, values: _Values) -> tuple[Slice, ...]:
+    shared = values.first_item("SharedFunctionalGroupsSequence")
+    frames = values.items("PerFrameFunctionalGroupsSequence")
+    if shared is None and not frames:
+        return tuple(
+            _slice(path, sop_instance, pixels, frame, _Groups(values, None, None)) for frame in range(pixels.frames)
+        )
+    if len(frames) != pixels.frames:
+        raise InvalidObjectError("A multi-frame object describes another number of frames than it holds.")
+    return tuple(
+        _slice(path, sop_instance, pixels, index, _Groups(values, shared, _Values(item, values)))
+        for index, item in enumerate(frames)
+    )
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Looks a value up in the frame's functional groups, then in the shared ones, then in the object itself."""
+
+    top: _Values
+    shared: _Values | None
+    frame: _Values | None
+
+    def holder(self, macro: str) -> _Values:
+        for place in (self.frame, self.shared):
+            item = place.first_item(macro) if place else None
+            if item is not None:
+                return item
+        return self.top
+
+
+def _slice(path: Path, sop_instance: str, pixels: Pixels, frame: int, groups: _Groups) -> Slice:
+    measures = groups.holder("PixelMeasuresSequence")
+    transformation = groups.holder("PixelValueTransformationSequence")
+    kind = groups.holder("CTImageFrameTypeSequence")
+    content = groups.holder("FrameContentSequence")
+    top = groups.top
+    position = groups.holder("PlanePositionSequence").floats("ImagePositionPatient", 3)
+    spacing = measures.floats("PixelSpacing", 2)
+    kernel = groups.holder("CTReconstructionSequence").text("ConvolutionKernel") or top.text("ConvolutionKernel")
+    return Slice(
+        path=path,
+        frame=frame,
+        sop_instance_uid=sop_instance,
+        pixels=pixels,
+        position=(position[0], position[1], position[2]) if position else None,
+        orientation=groups.holder("PlaneOrientationSequence").floats("ImageOrientationPatient", 6),
+        spacing=(spacing[0], spacing[1]) if spacing else None,
+        thickness_mm=measures.decimal("SliceThickness"),
+        slope=transformation.decimal("RescaleSlope"),
+        intercept=transformation.decimal("RescaleIntercept"),
+        rescale_type=transformation.text("RescaleType"),
+        padding=_padding(top, pixels.signed),
+        image_type=kind.texts("FrameType") or top.texts("ImageType"),
+        kernel=kernel,
+        acquired=_acquired(content, top),
+        acquisition=content.binary("FrameAcquisitionNumber") or top.text("AcquisitionNumber"),
+        temporal_position=content.binary("TemporalPositionIndex") or top.text("TemporalPositionIdentifier"),
+        cardiac_phase=groups.holder("CardiacSynchronizationSequence").binary("NominalPercentageOfCardiacPhase"),
+        kilovolts=top.text("KVP"),
+        instance_number=top.integer("InstanceNumber") or 0,
+    )
+
+
+def _padding(top: _Values, signed: bool) -> tuple[int, int] | None:
+    value = top.short("PixelPaddingValue", signed)
+    if value is None:
+        return None
+    limit = top.short("PixelPaddingRangeLimit", signed)
+    limit = value if limit is None else limit
+    return min(value, limit), max(value, limit)
+
+
+def _acquired(content: _Values, top: _Values) -> str:
+    when = content.text("FrameAcquisitionDateTime") or top.text("AcquisitionDateTime")
+    if when:
+        return when
+    for name in ("Acquisition", "Content", "Series", "Study"):
+        date = top.text(f"{name}Date")
+        if date:
+            return date + top.text(f"{name}Time")
+    return ""

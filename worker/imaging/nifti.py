@@ -1,0 +1,38 @@
+"""Write a volume as NIfTI-1, the form that research tools read."""
+
+import tempfile
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from worker.core.errors import StoreUnavailableError
+from worker.imaging.volume import Volume
+
+
+def write(volume: Volume, path: Path | str) -> None:
+    """Write `.nii` or `.nii.gz`; NIfTI's axes are (column, row, slice), so the affine's first and third columns swap.
+
+    Whole Hounsfield units are stored as int16, others as float32. No text about the patient is written.
+
+    Raises StoreUnavailableError when the file cannot be written, ValueError for another ending.
+    """
+    path = Path(path)
+    ending = next((ending for ending in (".nii.gz", ".nii") if path.name.endswith(ending)), None)
+    if ending is None:
+        raise ValueError("the name of a NIfTI file ends in .nii or .nii.gz")
+    array = volume.hu.transpose(2, 1, 0)
+    if np.array_equal(volume.hu, np.rint(volume.hu)) and np.abs(volume.hu).max() <= np.iinfo(np.int16).max:
+        array = array.astype(np.int16)
+    affine = volume.affine[:, [2, 1, 0, 3]]
+    image = nibabel.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=1)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".nifti-") as folder:
+            unfinished = Path(folder) / f"volume{ending}"
+            nibabel.save(image, unfinished)
+            unfinished.replace(path)
+    except OSError as error:
+        raise StoreUnavailableError(f"The NIfTI file cannot be written: {error.strerror or 'output error'}.") from error

@@ -1,0 +1,234 @@
+"""Stored values of one slice: fetch its bytes, undo the compression, put the sign right.
+
+Everything heavy runs without Python's interpreter lock, so that slices decode side by side in threads.
+"""
+
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+
+from worker.core.errors import PixelDataError, StoreUnavailableError
+from worker.imaging.headers import Pixels, Slice
+
+_ITEM = (0xFFFE, 0xE000)
+_SEQUENCE_DELIMITER = (0xFFFE, 0xE0DD)
+_STARTS_OF_IMAGE = (b"\xff\xd8", b"\xff\x4f\xff\x51")
+"""First bytes of a JPEG or JPEG-LS stream, and of a JPEG 2000 one."""
+
+_DECODERS: dict[str, Callable[[bytes], NDArray[np.generic]]] = {
+    "1.2.840.10008.1.2.4.50": imagecodecs.jpeg_decode,
+    "1.2.840.10008.1.2.4.51": imagecodecs.jpeg_decode,
+    "1.2.840.10008.1.2.4.53": imagecodecs.jpeg_decode,
+    "1.2.840.10008.1.2.4.55": imagecodecs.jpeg_decode,
+    "1.2.840.10008.1.2.4.57": imagecodecs.ljpeg_decode,
+    "1.2.840.10008.1.2.4.70": imagecodecs.ljpeg_decode,
+    "1.2.840.10008.1.2.4.80": imagecodecs.jpegls_decode,
+    "1.2.840.10008.1.2.4.81": imagecodecs.jpegls_decode,
+    "1.2.840.10008.1.2.4.90": imagecodecs.jpeg2k_decode,
+    "1.2.840.10008.1.2.4.91": imagecodecs.jpeg2k_decode,
+    "1.2.840.10008.1.2.4.201": imagecodecs.htj2k_decode,
+    "1.2.840.10008.1.2.4.202": imagecodecs.htj2k_decode,
+    "1.2.840.10008.1.2.4.203": imagecodecs.htj2k_decode,
+}
+"""Transfer syntax to the function that undoes it (PS3.5 section 10 and A.4)."""
+_RLE = "1.2.840.10008.1.2.5"
+
+LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{last}" for last in ("50", "51", "53", "55", "81", "91", "203"))
+"""Transfer syntaxes that may have changed the values (.91 and .203 may also be lossless; the header says)."""
+
+
+def stored_values(piece: Slice, source: "PixelFile") -> NDArray[np.generic]:
+    """Stored values of one slice, sign and unused high bits put right.
+
+    Returns an integer array (rows, columns) in native byte order.
+
+    Raises PixelDataError when the bytes are missing, do not decode, or decode to another size; StoreUnavailableError when
+    the file cannot be read.
+    """
+    pixels = piece.pixels
+    raw = source.frame(piece.frame)
+    if not pixels.encapsulated:
+        return _in_range(_native(raw, pixels), pixels)
+    try:
+        array = _decode(raw, pixels)
+    except (RuntimeError, ValueError, TypeError, IndexError, OSError, MemoryError) as error:
+        raise PixelDataError("The pixel data of a slice does not decode. Send the object again.") from error
+    if array.shape != (pixels.rows, pixels.columns):
+        raise PixelDataError(
+            f"A slice decodes to {' x '.join(map(str, array.shape))} values where its header says "
+            f"{pixels.rows} x {pixels.columns}. Send the object again."
+        )
+    return _in_range(array, pixels)
+
+
+class PixelFile:
+    """The pixel data of one stored object, opened once; frames may be read from several threads.
+
+    Raises StoreUnavailableError when the file cannot be read, PixelDataError when it is shorter than it says.
+    """
+
+    def __init__(self, path: Path, pixels: Pixels) -> None:
+        self.path = path
+        self.pixels = pixels
+        self._inflated: bytes | None = None
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise _unavailable(error) from error
+        try:
+            self._ranges = self._frame_ranges()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> "PixelFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def frame(self, index: int) -> bytes:
+        """Bytes of one frame: raw values, or one compressed stream."""
+        return b"".join(self._read(offset, length) for offset, length in self._ranges[index])
+
+    def _read(self, offset: int, length: int) -> bytes:
+        if self._inflated is not None:
+            data = self._inflated[offset : offset + length]
+        else:
+            try:
+                data = os.pread(self._descriptor, length, offset)
+                while len(data) < length and (
+                    more := os.pread(self._descriptor, length - len(data), offset + len(data))
+                ):
+                    data += more
+            except OSError as error:
+                raise _unavailable(error) from error
+        if len(data) < length:
+            raise PixelDataError(f"The pixel data ends {length - len(data)} bytes too early. Send the object again.")
+        return data
+
+    def _frame_ranges(self) -> list[list[tuple[int, int]]]:
+        """For every frame the (offset, length) pieces its bytes are in."""
+        pixels = self.pixels
+        if pixels.encapsulated:
+            return _assign_fragments(*self._fragments(), frames=pixels.frames, read=self._read)
+        if pixels.length is None:
+            self._inflated = _inflate(self.path)
+        size = pixels.rows * pixels.columns * (pixels.bits_allocated // 8)
+        available = len(self._inflated) if self._inflated is not None else pixels.length or 0
+        if size * pixels.frames > available:
+            raise PixelDataError(
+                f"The pixel data ends {size * pixels.frames - available} bytes too early. Send the object again."
+            )
+        return [[(pixels.offset + index * size, size)] for index in range(pixels.frames)]
+
+    def _fragments(self) -> tuple[list[int], list[tuple[int, int]]]:
+        """The basic offset table and the (offset, length) of every fragment (PS3.5 A.4)."""
+        fragments: list[tuple[int, int]] = []
+        table: list[int] | None = None
+        at = self.pixels.offset
+        while True:
+            head = self._read(at, 8)
+            group, element, length = struct.unpack("<HHI", head)
+            if (group, element) == _SEQUENCE_DELIMITER:
+                return table or [], fragments
+            if (group, element) != _ITEM:
+                raise PixelDataError("The fragments of the pixel data are out of step. Send the object again.")
+            if table is None:
+                table = list(struct.unpack(f"<{length // 4}I", self._read(at + 8, length // 4 * 4)))
+            else:
+                fragments.append((at + 8, length))
+            at += 8 + length
+
+
+def _assign_fragments(
+    table: list[int],
+    fragments: list[tuple[int, int]],
+    frames: int,
+    read: Callable[[int, int], bytes],
+) -> list[list[tuple[int, int]]]:
+    """Which fragments belong to which frame: all to one, one each, by the offset table, or by where streams start."""
+    if not fragments:
+        raise PixelDataError("The pixel data holds no fragment. Send the object again.")
+    if frames == 1:
+        return [fragments]
+    if len(fragments) == frames:
+        return [[fragment] for fragment in fragments]
+    if len(table) == frames:
+        base = fragments[0][0] - 8
+        starts = [base + offset + 8 for offset in table]
+    else:
+        starts = [at for at, length in fragments if read(at, min(4, length)).startswith(_STARTS_OF_IMAGE)]
+    ranges: list[list[tuple[int, int]]] = []
+    for fragment in fragments:
+        if fragment[0] in starts:
+            ranges.append([])
+        if ranges:
+            ranges[-1].append(fragment)
+    if len(ranges) != frames:
+        raise PixelDataError(
+            f"{len(fragments)} fragments cannot be told apart into {frames} frames. Send the object again."
+        )
+    return ranges
+
+
+def _inflate(path: Path) -> bytes:
+    """Pixel Data of a deflated object; its dataset has to be inflated as a whole."""
+    try:
+        dataset = pydicom.dcmread(path, specific_tags=["PixelData"])
+        return bytes(dataset.PixelData)
+    except OSError as error:
+        raise _unavailable(error) from error
+    except (AttributeError, EOFError, ValueError, KeyError) as error:
+        raise PixelDataError("The pixel data of a deflated object does not inflate. Send the object again.") from error
+
+
+def _unavailable(error: OSError) -> StoreUnavailableError:
+    return StoreUnavailableError(f"A stored object cannot be read: {error.strerror or 'input/output error'}.")
+
+
+def _native(raw: bytes, pixels: Pixels) -> NDArray[np.generic]:
+    if pixels.bits_allocated not in (8, 16, 32):
+        raise PixelDataError(f"{pixels.bits_allocated} bits a value are not supported. Send the series in 16.")
+    kind = f"{'>' if pixels.big_endian else '<'}{'i' if pixels.signed else 'u'}{pixels.bits_allocated // 8}"
+    array = np.frombuffer(raw, dtype=kind).reshape(pixels.rows, pixels.columns)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _decode(raw: bytes, pixels: Pixels) -> NDArray[np.generic]:
+    if pixels.transfer_syntax == _RLE:
+        kind = f"<{'i' if pixels.signed else 'u'}{pixels.bits_allocated // 8}"
+        return np.frombuffer(imagecodecs.dicomrle_decode(raw, kind), dtype=kind).reshape(pixels.rows, pixels.columns)
+    decoder = _DECODERS.get(pixels.transfer_syntax)
+    if decoder is None:
+        raise PixelDataError("The transfer syntax of a slice is not one that holds CT images. Send it in another.")
+    return np.asarray(decoder(raw))
+
+
+def _in_range(array: NDArray[np.generic], pixels: Pixels) -> NDArray[np.generic]:
+    """Keep Bits Stored of each value and give it its sign (PS3.5 8.1.1).
+
+    A code stream may declare its values unsigned where the header says signed, and unused high bits may hold overlays.
+    """
+    width = array.dtype.itemsize * 8
+    unsigned = np.dtype(f"u{array.dtype.itemsize}")
+    kind = np.dtype(f"i{array.dtype.itemsize}") if pixels.signed else unsigned
+    spare = width - pixels.bits_stored
+    if spare < 0 or pixels.high_bit >= width:
+        raise PixelDataError("A slice holds fewer bits than its header says. Send the object again.")
+    if spare == 0 or (pixels.encapsulated and pixels.signed and array.dtype.kind == "i"):
+        return array.view(kind)
+    above = spare if pixels.encapsulated else width - 1 - pixels.high_bit
+    lifted = np.left_shift(array.view(unsigned), unsigned.type(above))
+    values: NDArray[np.generic] = np.right_shift(lifted.view(kind), kind.type(spare))
+    return values

@@ -1,0 +1,119 @@
+"""What makes a series worth reporting and a geometry trustworthy, as data."""
+
+from dataclasses import dataclass
+
+from worker.core.errors import SettingsError
+
+PREFERENCES = (
+    "coverage",
+    "kernel",
+    "complete",
+    "thickness",
+    "original",
+    "latest",
+    "most_slices",
+)
+"""Names a preference table may hold; `series.py` has one comparison for each."""
+
+REGIONS = ("head", "neck", "chest", "abdomen", "pelvis", "spine", "limb")
+"""Body regions, from head to foot."""
+
+
+@dataclass(frozen=True)
+class ImagingRules:
+    """The choice of a series and the limits of repair, each with the default a general hospital needs.
+
+    The tables of words are matched without regard to case. Lengths are millimetres, angles degrees.
+
+    Raises SettingsError for a limit or a name that makes no sense.
+    """
+
+    minimum_slices: int = 12
+    """Fewer slices than this are no volume to report."""
+    wanted_slice_mm: float = 3.0
+    """The series whose slice thickness is nearest wins; of two equally near, the thinner."""
+    preferences: tuple[str, ...] = PREFERENCES
+    """What decides between two series of one region, most important first."""
+    kernels: tuple[str, ...] = ("soft", "unknown", "lung", "bone")
+    """Classes of reconstruction kernel, best first."""
+    reported_regions: tuple[str, ...] = REGIONS
+    """Regions this site reports; a series known to show none of them is not chosen."""
+    never_image_types: tuple[str, ...] = (
+        "LOCALIZER",
+        "SCOUT",
+        "TOPOGRAM",
+        "DOSE_INFO",
+        "PATIENT_INFO",
+        "REF_SURVIEW",
+        "RESULTS",
+        "SCREEN SAVE",
+        "SCREENSAVE",
+        "PROJECTION IMAGE",
+        "MIP",
+        "MINIP",
+        "MINIMUM",
+        "MAXIMUM",
+        "VRT",
+        "VOLUME RENDERING",
+        "SSD",
+        "PERFUSION",
+        "IODINE",
+        "OVERLAY",
+        "SEGMENTATION",
+    )
+    """Values of Image Type (or Frame Type) that no axial CT series carries."""
+    never_descriptions: tuple[str, ...] = (
+        r"\bscouts?\b",
+        r"\btopogram",
+        r"\blocali[sz]er",
+        r"\bsurview",
+        r"\bscanogram",
+        r"\bdose\b",
+        r"\bpatient protocol\b",
+        r"\bexam summary\b",
+        r"\bscreen ?(save|capture|shot)",
+        r"\b(t|thick |thin )?(mip|minip)s?\b",
+        r"\bvrt?\b",
+        r"\b3d\b",
+        r"\bbolus ?(track|trigger|timing)",
+        r"\bsmart ?prep",
+        r"\bpre-?monitoring\b",
+        r"\bmonitoring\b",
+        r"\btest ?bolus\b",
+        r"\bperfusion\b",
+    )
+    """Regular expressions over Series Description and Protocol Name of a series; a match is never reported."""
+    maximum_plane_degrees: float = 35.0
+    """Farthest that a slice's normal may lean from the patient's long axis for the series to count as axial."""
+    uniform_mm: float = 0.1
+    """How far a slice may stand from the regular grid before the series counts as irregular."""
+    same_position_mm: float = 0.01
+    """Two slices nearer than this along the normal stand at one position."""
+    maximum_gap_mm: float = 12.0
+    """Two neighbouring slices farther apart than this leave tissue unseen; nothing is interpolated across it."""
+    maximum_missing_in_a_row: int = 3
+    """Missing slices next to each other that interpolation may fill."""
+    maximum_missing_fraction: float = 0.1
+    """Share of a volume's slices that interpolation of missing ones may make up."""
+    maximum_tilt_degrees: float = 35.0
+    """Largest gantry tilt that is corrected by shearing."""
+    air_hu_at_most: float = -300.0
+    """A CT shows air somewhere: a volume without one voxel this low is not in Hounsfield units."""
+    padding_hu_at_most: float = -1500.0
+    """No tissue or air is this low: such voxels are marked as padding even without a Pixel Padding Value."""
+    decode_threads: int = 0
+    """Threads that decode slices; 0 means one a processor core."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.preferences if name not in PREFERENCES]
+        if unknown:
+            raise SettingsError(f"preferences: {unknown} unknown; allowed are {list(PREFERENCES)}")
+        unknown = [name for name in self.reported_regions if name not in REGIONS]
+        if unknown:
+            raise SettingsError(f"reported_regions: {unknown} unknown; allowed are {list(REGIONS)}")
+        if self.minimum_slices < 2:
+            raise SettingsError("minimum_slices: a volume has at least 2 slices")
+        if self.uniform_mm <= self.same_position_mm or self.same_position_mm <= 0:
+            raise SettingsError("same_position_mm must be above 0 and below uniform_mm")
+        if self.maximum_gap_mm <= 0 or self.decode_threads < 0:
+            raise SettingsError("maximum_gap_mm must be above 0 and decode_threads not below it")

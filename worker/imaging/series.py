@@ -1,0 +1,445 @@
+"""From the stored objects of a study to the series to report and, for every other, why not."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+
+import numpy as np
+from pydicom.uid import UID
+
+from worker.core.errors import GeometryError, NothingToReportError, PatientMismatchError, PixelDataError, StudyError
+from worker.imaging import geometry, kernels, regions
+from worker.imaging.headers import CT_CLASSES, Header, Slice
+from worker.imaging.rules import ImagingRules
+
+
+class Cause(StrEnum):
+    """Why a series, or a part of one, is or is not reported."""
+
+    CHOSEN = "chosen"
+    KIND = "kind"  # never an axial CT: another class, a localizer, a MIP
+    SIZE = "size"  # too few slices
+    REGION = "region"  # shows nothing this site reports
+    GEOMETRY = "geometry"  # its slices make no trustworthy volume
+    PIXELS = "pixels"  # its pixels do not decode or are not in Hounsfield units
+    SECOND = "second"  # reportable, but another series of the same region is preferred
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was decided about one series, or one part of a mixed series."""
+
+    series_uid: str
+    series_number: int | None
+    part: str
+    """What tells this part from the others of its series; empty for a whole series."""
+    images: int
+    """Slices of a CT part, objects of anything else."""
+    regions: tuple[str, ...]
+    cause: Cause
+    reason: str
+    """One sentence without anything a sender wrote."""
+    description: str = field(default="", repr=False)
+    """Series Description as sent; may name a patient, so it goes to the database and the page only."""
+
+    @property
+    def chosen(self) -> bool:
+        """Whether it is reported."""
+        return self.cause is Cause.CHOSEN
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Slices of one size, orientation and phase that may make one volume."""
+
+    header: Header
+    """Of the object with the smallest SOP Instance UID."""
+    slices: tuple[Slice, ...]
+    part: str = ""
+    lossy: bool = False
+    objects: int = 1
+    """Objects it was found in."""
+
+    @property
+    def key(self) -> str:
+        """Tells the stack from every other of its study, equal in every run."""
+        first = self.slices[0] if self.slices else None
+        anchor = f"{first.sop_instance_uid}#{first.frame}" if first else self.header.sop_instance_uid
+        return f"{self.header.series_uid}|{self.part}|{anchor}"
+
+    @property
+    def length_mm(self) -> float:
+        """From the first slice's centre to the last one's, along the normal."""
+        low, high = self.extent_mm
+        return high - low
+
+    @cached_property
+    def extent_mm(self) -> tuple[float, float]:
+        """Lowest and highest position along the patient's long axis, LPS; (0, 0) without geometry."""
+        heights = [piece.position[2] for piece in self.slices if piece.position]
+        return (min(heights), max(heights)) if heights else (0.0, 0.0)
+
+    @cached_property
+    def regions(self) -> tuple[str, ...]:
+        """Body regions it shows; () when nothing tells."""
+        header = self.header
+        return regions.shown(
+            header.body_part,
+            header.series_description,
+            (header.protocol_name, header.study_description),
+            self.length_mm,
+        )
+
+    @property
+    def kernel_class(self) -> str:
+        """What the reconstruction kernel is made for."""
+        return kernels.kernel_class(self.slices[0].kernel, self.header.series_description)
+
+    @property
+    def thickness_mm(self) -> float:
+        """Nominal thickness, else the mean distance between slices."""
+        known = [piece.thickness_mm for piece in self.slices if piece.thickness_mm]
+        return known[0] if known else self.length_mm / max(1, len(self.slices) - 1)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The stacks to report, main one first, and a verdict on every series of the study."""
+
+    selected: tuple[Stack, ...]
+    verdicts: tuple[Verdict, ...]
+
+    def refusal(self) -> StudyError:
+        """The error that fits a choice without any selected stack.
+
+        A series that could have been reported but for its geometry or pixels makes the study fail; else there is nothing to
+        report in it.
+        """
+        for cause, error in ((Cause.GEOMETRY, GeometryError), (Cause.PIXELS, PixelDataError)):
+            doubtful = [verdict for verdict in self.verdicts if verdict.cause is cause]
+            if doubtful:
+                return error(max(doubtful, key=lambda verdict: verdict.images).reason)
+        if not self.verdicts:
+            return NothingToReportError("The study holds no readable DICOM object.")
+        reasons = "; ".join(f"series {_number(verdict)}: {verdict.reason}" for verdict in self.verdicts[:8])
+        more = f"; and {len(self.verdicts) - 8} more" if len(self.verdicts) > 8 else ""
+        return NothingToReportError(f"No CT series to report. {reasons}{more}")
+
+
+def choose(
+    headers: Iterable[Header], rules: ImagingRules, refused: Mapping[str, tuple[Cause, str]] | None = None
+) -> Choice:
+    """Decide which stacks of a study to report; the order of the headers never changes the result.
+
+    `refused` holds stacks, by key, that turned out not to build, with cause and reason; the next best takes their place.
+
+    Raises PatientMismatchError when objects carry the ids of two patients.
+    """
+    headers = sorted(headers, key=lambda header: (header.sop_instance_uid, str(header.path)))
+    _check_one_patient(headers)
+    verdicts: list[Verdict] = []
+    eligible: list[tuple[Stack, geometry.Grid]] = []
+    for stack in stacks(headers):
+        problem = (refused or {}).get(stack.key) or _unfit(stack, rules)
+        if problem is None:
+            try:
+                eligible.append((stack, geometry.plan(stack.slices, rules)))
+            except GeometryError as error:
+                problem = (Cause.GEOMETRY, str(error))
+        if problem is not None:
+            verdicts.append(_verdict(stack, *problem))
+    eligible.sort(key=lambda pair: _rank(pair[0], pair[1], rules))
+    selected: list[Stack] = []
+    for stack, grid in eligible:
+        reason = _already_shown(stack, selected)
+        if reason is None:
+            selected.append(stack)
+            verdicts.append(_verdict(stack, Cause.CHOSEN, _describe(stack, grid)))
+        else:
+            verdicts.append(_verdict(stack, Cause.SECOND, reason))
+    verdicts.sort(key=lambda verdict: _series_order(verdict.series_number, verdict.series_uid, verdict.part))
+    return Choice(tuple(selected), tuple(verdicts))
+
+
+def studies(headers: Iterable[Header]) -> dict[str, list[Header]]:
+    """Headers by Study Instance UID, in the order of the UIDs; "" holds those without one."""
+    by_study: dict[str, list[Header]] = {}
+    for header in sorted(headers, key=lambda header: header.study_uid):
+        by_study.setdefault(header.study_uid, []).append(header)
+    return by_study
+
+
+def stacks(headers: Sequence[Header]) -> list[Stack]:
+    """Split objects into stacks: by series, then by what cannot share a volume, then by phase where positions repeat."""
+    by_series: dict[tuple[str, ...], list[Header]] = {}
+    for header in headers:
+        by_series.setdefault(_series_key(header), []).append(header)
+    found: list[Stack] = []
+    for key in sorted(by_series):
+        found.extend(_stacks_of_series(by_series[key]))
+    return found
+
+
+def _check_one_patient(headers: Sequence[Header]) -> None:
+    patients: dict[str, set[str]] = {}
+    for header in headers:
+        if header.patient_id:
+            patients.setdefault(header.study_uid, set()).add(header.patient_id)
+    if any(len(ids) > 1 for ids in patients.values()):
+        raise PatientMismatchError(
+            "Objects of one study carry different patient ids. Correct the ids at the sender, then send the study again."
+        )
+
+
+def _series_key(header: Header) -> tuple[str, ...]:
+    """Series Instance UID where there is one, else what the object has in common with its neighbours."""
+    kind = header.sop_class_uid
+    if header.series_uid:
+        return ("", header.study_uid, header.series_uid, kind)
+    number = "" if header.series_number is None else f"{header.series_number:012d}"
+    return ("~", header.study_uid, header.frame_of_reference, number, header.series_description, kind)
+
+
+def _stacks_of_series(headers: Sequence[Header]) -> list[Stack]:
+    first = headers[0]
+    if first.sop_class_uid not in CT_CLASSES:
+        return [Stack(first, (), objects=len(headers))]
+    owners = {(piece.path, piece.frame): header for header in headers for piece in header.slices}
+    pieces = [piece for header in headers for piece in header.slices]
+    groups: dict[tuple[object, ...], list[Slice]] = {}
+    anchors: list[tuple[float, ...]] = []
+    for piece in sorted(pieces, key=lambda piece: (piece.orientation or (), piece.sop_instance_uid, piece.frame)):
+        key = (
+            piece.pixels.rows,
+            piece.pixels.columns,
+            tuple(round(mm, 4) for mm in piece.spacing or ()),
+            _nearest(piece.orientation, anchors),
+            piece.position is None,
+            piece.image_type[:3],
+            piece.kernel,
+            owners[piece.path, piece.frame].frame_of_reference,
+            owners[piece.path, piece.frame].photometric,
+        )
+        groups.setdefault(key, []).append(piece)
+    parts = [(label, part) for group in groups.values() for label, part in split_phases(group)]
+    parts.sort(key=lambda pair: (-len(pair[1]), pair[1][0].sop_instance_uid, pair[1][0].frame))
+    found = []
+    for index, (label, part) in enumerate(parts, 1):
+        header = owners[part[0].path, part[0].frame]
+        name = "" if len(parts) == 1 else f"part {index}" + (f" ({label})" if label else "")
+        lossy = any(owners[piece.path, piece.frame].lossy for piece in part)
+        found.append(Stack(header, tuple(part), name, lossy, len({piece.path for piece in part})))
+    return found
+
+
+def _nearest(orientation: tuple[float, ...] | None, anchors: list[tuple[float, ...]]) -> int:
+    """Index of the orientation among those seen so far, within 1e-3 a component."""
+    if orientation is None:
+        return -1
+    for index, anchor in enumerate(anchors):
+        if max(abs(a - b) for a, b in zip(anchor, orientation, strict=True)) <= 1e-3:
+            return index
+    anchors.append(orientation)
+    return len(anchors) - 1
+
+
+_PHASES: tuple[tuple[str, str], ...] = (
+    ("temporal_position", "temporal position"),
+    ("cardiac_phase", "cardiac phase"),
+    ("acquisition", "acquisition"),
+    ("image_type", "image type"),
+    ("kilovolts", "tube voltage"),
+    ("acquired", "acquisition time"),
+)
+"""What may tell two images at one position apart: field of a slice, words for it."""
+
+
+def split_phases(pieces: Sequence[Slice]) -> list[tuple[str, list[Slice]]]:
+    """Split slices that share positions by phase, acquisition or energy; returns (label, slices) of each part.
+
+    Slices that nothing tells apart stay together: they are copies, or an error that building the volume finds. A series
+    that merely counts its rotations as acquisitions stays whole, since no position repeats.
+    """
+    pieces = sorted(pieces, key=lambda piece: (piece.sop_instance_uid, piece.frame, str(piece.path)))
+    if any(piece.position is None or piece.orientation is None for piece in pieces):
+        return [("", pieces)]
+    crowd = _most_at_one_position(pieces)
+    if crowd == 1 and not _interleaved(pieces):
+        return [("", pieces)]
+    for name, words in _PHASES:
+        parts: dict[object, list[Slice]] = {}
+        for piece in pieces:
+            parts.setdefault(getattr(piece, name), []).append(piece)
+        if not 1 < len(parts) <= max(2, crowd * 2):
+            continue
+        if all(_most_at_one_position(part) < crowd or crowd == 1 for part in parts.values()):
+            ordered = sorted(parts.items(), key=lambda item: str(item[0]))
+            return [
+                (f"{words} {index}" + (f", {label}" if label else ""), rest)
+                for index, (_, part) in enumerate(ordered, 1)
+                for label, rest in split_phases(part)
+            ]
+    return [("", pieces)]
+
+
+def _most_at_one_position(pieces: Sequence[Slice]) -> int:
+    depths = _depths(pieces)
+    starts = np.flatnonzero(np.diff(depths, prepend=-math.inf) > 0.01)
+    return int(np.diff(starts, append=len(depths)).max())
+
+
+def _depths(pieces: Sequence[Slice]) -> geometry.Vector:
+    orientation = np.array(pieces[0].orientation)
+    normal = np.cross(orientation[:3], orientation[3:])
+    return np.sort(np.array([piece.position for piece in pieces]) @ normal)
+
+
+def _interleaved(pieces: Sequence[Slice]) -> bool:
+    """Whether two acquisitions, each regular, lie in each other's gaps so that together they are not."""
+    parts: dict[str, list[Slice]] = {}
+    for piece in pieces:
+        parts.setdefault(piece.acquisition, []).append(piece)
+    if len(parts) != 2 or any(len(part) < 3 for part in parts.values()):
+        return False
+    first, second = (_depths(part) for part in parts.values())
+    together = _depths(pieces)
+    overlap = min(first[-1], second[-1]) - max(first[0], second[0])
+    regular = all(np.ptp(np.diff(depths)) <= 0.1 for depths in (first, second))
+    return bool(regular and np.ptp(np.diff(together)) > 0.1 and overlap > 0.5 * min(np.ptp(first), np.ptp(second)))
+
+
+def _unfit(stack: Stack, rules: ImagingRules) -> tuple[Cause, str] | None:
+    """Why a stack is never reported; None when it may be."""
+    header = stack.header
+    kind = _wrong_kind(stack, rules)
+    if kind:
+        return Cause.KIND, kind
+    if len(stack.slices) < rules.minimum_slices:
+        return Cause.SIZE, f"{len(stack.slices)} slices; at least {rules.minimum_slices} make a volume to report."
+    try:
+        normal, _, _ = geometry.slice_axes(stack.slices)
+        geometry.positions_mm(stack.slices, normal)
+    except GeometryError as error:
+        return Cause.GEOMETRY, str(error)
+    lean = math.degrees(math.acos(min(1.0, abs(float(normal[2])))))
+    if lean > rules.maximum_plane_degrees:
+        plane = ("sagittal", "coronal")[int(np.argmax(np.abs(normal[:2])))]
+        return Cause.KIND, f"{plane} or oblique, not axial ({lean:.0f} degrees off)."
+    units = _wrong_units(stack.slices)
+    if units:
+        return Cause.PIXELS, units
+    if stack.regions and not set(stack.regions) & set(rules.reported_regions):
+        return Cause.REGION, f"shows {', '.join(stack.regions)}, which this site does not report."
+    if header.samples != 1:
+        return Cause.KIND, "a colour picture, not CT values."
+    return None
+
+
+def _wrong_kind(stack: Stack, rules: ImagingRules) -> str:
+    header = stack.header
+    if header.sop_class_uid not in CT_CLASSES:
+        uid = UID(header.sop_class_uid)
+        name = uid.name if uid.name != header.sop_class_uid else "an object of a private or unknown class"
+        return f"not a CT image but {name}."
+    if header.modality not in ("CT", ""):
+        return "a CT object of another modality than CT."
+    if header.samples != 1 or header.photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
+        return "a colour picture, not CT values."
+    never = {value.upper() for value in rules.never_image_types}
+    for value in stack.slices[0].image_type if stack.slices else ():
+        if value.upper() in never:
+            return f"image type {value.upper()}."
+    for pattern in rules.never_descriptions:
+        if re.search(pattern, header.series_description, re.IGNORECASE):
+            return "its description names a localizer, dose report, projection, rendering or monitoring scan."
+    return ""
+
+
+def _wrong_units(pieces: Sequence[Slice]) -> str:
+    if any(piece.slope is None or piece.intercept is None for piece in pieces):
+        return "Slices carry no Rescale Slope or Intercept (0028,1053 and 0028,1052); their unit is unknown."
+    if any(piece.slope == 0 for piece in pieces):
+        return "The Rescale Slope of the slices is 0; their values are lost."
+    if any(piece.rescale_type.upper() not in ("", "HU", "HU_MOD") for piece in pieces):
+        return "Values are not Hounsfield units, by their Rescale Type (0028,1054)."
+    return ""
+
+
+def _rank(stack: Stack, grid: geometry.Grid, rules: ImagingRules) -> tuple[object, ...]:
+    """Sort key of a reportable stack: smaller is better, in the order of `rules.preferences`."""
+    off = abs(stack.thickness_mm - rules.wanted_slice_mm)
+    newest = max(piece.acquired for piece in stack.slices)
+    values: dict[str, object] = {
+        "coverage": -len(set(stack.regions) & set(rules.reported_regions)),
+        "kernel": rules.kernels.index(stack.kernel_class)
+        if stack.kernel_class in rules.kernels
+        else len(rules.kernels),
+        "complete": grid.missing > 0,
+        "thickness": (round(off, 2), round(stack.thickness_mm, 2)),
+        "original": stack.slices[0].image_type[:1] != ("ORIGINAL",),
+        "latest": tuple(-ord(letter) for letter in newest),
+        "most_slices": -len(stack.slices),
+    }
+    header = stack.header
+    return (
+        *(values[name] for name in rules.preferences),
+        _series_order(header.series_number, header.series_uid, stack.part),
+    )
+
+
+def _series_order(number: int | None, uid: str, part: str) -> tuple[float, str, str]:
+    return (math.inf if number is None else float(number), uid, part)
+
+
+def _already_shown(stack: Stack, selected: Sequence[Stack]) -> str | None:
+    """Why a reportable stack adds nothing to those selected; None when it adds tissue or a region."""
+    if not selected:
+        return None
+    covered = {region for other in selected for region in other.regions}
+    overlap = max(_overlap(stack, other) for other in selected)
+    new = [region for region in stack.regions if region not in covered]
+    if new and overlap < 0.8:
+        return None
+    if not stack.regions and 0 <= overlap < 0.2:
+        return None
+    what = ", ".join(stack.regions) or "the same tissue"
+    return f"reportable, but another series that shows {what} is preferred."
+
+
+def _overlap(stack: Stack, other: Stack) -> float:
+    """Share of a stack's length that another of the same frame of reference also shows; -1 when they cannot be compared."""
+    if stack.header.frame_of_reference != other.header.frame_of_reference or not stack.header.frame_of_reference:
+        return -1.0
+    low = max(stack.extent_mm[0], other.extent_mm[0])
+    high = min(stack.extent_mm[1], other.extent_mm[1])
+    return max(0.0, high - low) / max(stack.length_mm, 1e-6)
+
+
+def _describe(stack: Stack, grid: geometry.Grid) -> str:
+    kernel = {"soft": "soft-tissue kernel", "unknown": "kernel of unknown purpose"}.get(
+        stack.kernel_class, f"{stack.kernel_class} kernel"
+    )
+    shows = f", shows {', '.join(stack.regions)}" if stack.regions else ""
+    return f"axial, {kernel}, {stack.thickness_mm:g} mm thick every {grid.spacing_mm[0]:.2f} mm{shows}."
+
+
+def _verdict(stack: Stack, cause: Cause, reason: str) -> Verdict:
+    header = stack.header
+    return Verdict(
+        series_uid=header.series_uid,
+        series_number=header.series_number,
+        part=stack.part,
+        images=len(stack.slices) or stack.objects,
+        regions=stack.regions,
+        cause=cause,
+        reason=reason,
+        description=header.series_description,
+    )
+
+
+def _number(verdict: Verdict) -> str:
+    name = "?" if verdict.series_number is None else str(verdict.series_number)
+    return f"{name} {verdict.part}".strip()

@@ -1,0 +1,74 @@
+"""The journey from files to volumes: read headers, choose, build, and fall back where a chosen series does not build."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.core.errors import GeometryError, PixelDataError
+from worker.imaging import volume
+from worker.imaging.headers import Header, Unreadable, read_headers
+from worker.imaging.rules import ImagingRules
+from worker.imaging.series import Cause, Choice, Verdict, choose
+from worker.imaging.volume import Volume
+
+
+@dataclass(frozen=True)
+class StudyVolumes:
+    """The volumes to report of one study, main one first, and what was decided about all its objects."""
+
+    volumes: tuple[Volume, ...]
+    verdicts: tuple[Verdict, ...]
+    unreadable: tuple[Unreadable, ...]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What the headers of a study tell, before any pixel is read."""
+
+    headers: tuple[Header, ...]
+    choice: Choice
+    unreadable: tuple[Unreadable, ...]
+
+
+def examine(paths: Iterable[Path | str], rules: ImagingRules) -> Examination:
+    """Read the headers of a study's objects and choose.
+
+    Raises PatientMismatchError, StoreUnavailableError.
+    """
+    headers, unreadable = read_headers(paths)
+    return Examination(tuple(headers), choose(headers, rules), tuple(unreadable))
+
+
+def build_study(paths: Iterable[Path | str], rules: ImagingRules) -> StudyVolumes:
+    """From the stored objects of one study to its volumes.
+
+    Raises NothingToReportError, GeometryError or PixelDataError when no volume can be had, PatientMismatchError when the
+    objects are of two patients, StoreUnavailableError when a file cannot be read.
+    """
+    return build_examined(examine(paths, rules), rules)
+
+
+def build_examined(examination: Examination, rules: ImagingRules) -> StudyVolumes:
+    """Build the chosen stacks; where one does not build, the next best takes its place and the verdicts say so.
+
+    Raises as `build_study`.
+    """
+    choice = examination.choice
+    refused: dict[str, tuple[Cause, str]] = {}
+    built: dict[str, Volume] = {}
+    while True:
+        waiting = [stack for stack in choice.selected if stack.key not in built]
+        if not waiting:
+            break
+        stack = waiting[0]
+        try:
+            built[stack.key] = volume.build_stack(stack, rules)
+        except GeometryError as error:
+            refused[stack.key] = (Cause.GEOMETRY, str(error))
+        except PixelDataError as error:
+            refused[stack.key] = (Cause.PIXELS, str(error))
+        choice = choose(examination.headers, rules, refused)
+    if not choice.selected:
+        raise choice.refusal()
+    volumes = tuple(built[stack.key] for stack in choice.selected)
+    return StudyVolumes(volumes, choice.verdicts, examination.unreadable)

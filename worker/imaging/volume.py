@@ -1,0 +1,256 @@
+"""Slices to a Hounsfield volume: `hu` float32 (slices, rows, columns) and an affine to RAS millimetres."""
+
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.core.errors import GeometryError, PixelDataError
+from worker.imaging import geometry, pixels
+from worker.imaging.geometry import Grid, Placement
+from worker.imaging.headers import Slice
+from worker.imaging.rules import ImagingRules
+from worker.imaging.series import Stack
+
+AIR_HU = -1024.0
+"""Value of voxels that no slice covers (beside a sheared slice); they are marked as padding."""
+_NOTHING = 1e-6
+_COARSE_HU = 2.5
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """One volume of Hounsfield units in patient space.
+
+    Values are as the scanner stored them, padding included; clipping belongs to the model's preprocessing.
+    """
+
+    hu: NDArray[np.float32]
+    """(slices, rows, columns); slices grow to the head, back or left, whichever is nearest."""
+    affine: NDArray[np.float64]
+    """4x4: (slice, row, column, 1) to RAS millimetres (right, anterior, superior)."""
+    padding: NDArray[np.bool_] | None
+    """True where the scanner measured nothing; None when there is no such voxel."""
+    repairs: tuple[str, ...] = ()
+    """What was repaired, one sentence each."""
+    regions: tuple[str, ...] = ()
+    """Body regions it shows, from head to foot; () when nothing tells."""
+    series_uid: str = ""
+    series_number: int | None = None
+    part: str = ""
+    """Which part of a mixed series; empty for a whole one."""
+    instance_uids: tuple[str, ...] = field(default=(), repr=False)
+    """SOP Instance UIDs of the source slices along the slice axis."""
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between slices, rows and columns."""
+        slice_mm, row_mm, column_mm = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(slice_mm), float(row_mm), float(column_mm)
+
+
+def build_stack(stack: Stack, rules: ImagingRules) -> Volume:
+    """Build the volume of a chosen stack, with what is known of its series.
+
+    Raises GeometryError, PixelDataError, StoreUnavailableError.
+    """
+    volume = build(stack.slices, rules)
+    repairs = (
+        (*volume.repairs, "pixels were compressed with loss before they arrived") if stack.lossy else volume.repairs
+    )
+    return replace(
+        volume,
+        repairs=repairs,
+        regions=stack.regions,
+        series_uid=stack.header.series_uid,
+        series_number=stack.header.series_number,
+        part=stack.part,
+    )
+
+
+def build(slices: Sequence[Slice], rules: ImagingRules) -> Volume:
+    """Decode slices of one stack into a volume; their order does not matter.
+
+    Headers are there already; every slice's pixels are read once, in parallel, straight into the result.
+
+    Raises GeometryError when the slices make no trustworthy volume, PixelDataError when one does not decode, copies differ
+    or the values are not Hounsfield units, StoreUnavailableError when a file cannot be read.
+    """
+    grid = geometry.plan(slices, rules)
+    canvas = _Canvas(grid, rules)
+    with ExitStack() as files:
+        canvas.fill(files)
+    canvas.check_hounsfield()
+    first = grid.placements[0].source
+    repairs = list(grid.repairs)
+    steps = {abs(placement.source.slope or 0.0) for placement in grid.placements}
+    if max(steps) > _COARSE_HU:
+        repairs.append(f"stored values are {max(steps):.0f} HU apart, so faint contrast is lost")
+    apart = grid.spacing_mm[0]
+    if first.thickness_mm and apart > 2 * first.thickness_mm:
+        repairs.append(
+            f"slices {first.thickness_mm:g} mm thick every {apart:.1f} mm: the tissue between was not imaged"
+        )
+    return Volume(
+        hu=canvas.hu,
+        affine=grid.affine,
+        padding=canvas.padding,
+        repairs=tuple(repairs),
+        instance_uids=tuple(placement.source.sop_instance_uid for placement in grid.placements),
+    )
+
+
+class _Canvas:
+    """The volume under construction; slices may be painted from several threads."""
+
+    def __init__(self, grid: Grid, rules: ImagingRules) -> None:
+        self.grid = grid
+        self.rules = rules
+        self.hu: NDArray[np.float32] = np.empty(grid.shape, dtype=np.float32)
+        self.padding: NDArray[np.bool_] | None = None
+        self._lowest = np.inf
+        self._lock = threading.Lock()
+        self._slice_locks = [threading.Lock() for _ in range(grid.shape[0])]
+        self._painted = [False] * grid.shape[0]
+
+    def fill(self, files: ExitStack) -> None:
+        threads = self.rules.decode_threads or os.cpu_count() or 1
+        opened = _Files(files)
+        with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+            futures = [pool.submit(self._paint, placement, opened) for placement in self.grid.placements]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def check_hounsfield(self) -> None:
+        if self._lowest > self.rules.air_hu_at_most:
+            raise PixelDataError(
+                f"The lowest value is {self._lowest:.0f}: no air anywhere, so the values are not Hounsfield units. "
+                "Check Rescale Slope and Intercept at the sender."
+            )
+
+    def _paint(self, placement: Placement, files: "_Files") -> None:
+        """Decode one source slice and add its share to each target slice."""
+        if not placement.targets and not placement.repeats:
+            return
+        source = placement.source
+        stored = files.stored(source)
+        for repeat in placement.repeats:
+            if _rescale(repeat) != _rescale(source) or not np.array_equal(files.stored(repeat), stored):
+                raise GeometryError(
+                    "Two different images stand at one position and nothing tells which belongs there. "
+                    "Send each as its own series."
+                )
+        size = self.grid.shape[1:]
+        moved = placement.row_shift > _NOTHING or placement.column_shift > _NOTHING or stored.shape != size
+        whole = not moved and len(placement.targets) == 1 and placement.targets[0][1] > 1 - _NOTHING
+        out = self.hu[placement.targets[0][0]] if whole else np.empty(stored.shape, dtype=np.float32)
+        _to_hounsfield(stored, source, out)
+        lowest = float(out.min())
+        with self._lock:
+            self._lowest = min(self._lowest, lowest)
+        mask = _padded(stored, source, out, lowest, self.rules.padding_hu_at_most)
+        if moved:
+            out, mask = _shift(out, mask, placement, size)
+        for target, weight in placement.targets:
+            if not whole:
+                self._add(target, weight, out)
+            if mask is not None:
+                self._mark(target, mask)
+
+    def _add(self, target: int, weight: float, hu: NDArray[np.float32]) -> None:
+        """Add a weighted slice; a target gets at most two, whose sum does not depend on their order."""
+        share = hu if weight > 1 - _NOTHING else hu * np.float32(weight)
+        with self._slice_locks[target]:
+            if self._painted[target]:
+                self.hu[target] += share
+            else:
+                self.hu[target] = share
+                self._painted[target] = True
+
+    def _mark(self, target: int, mask: NDArray[np.bool_]) -> None:
+        with self._lock:
+            if self.padding is None:
+                self.padding = np.zeros(self.grid.shape, dtype=np.bool_)
+        with self._slice_locks[target]:
+            self.padding[target] |= mask
+
+
+class _Files:
+    """Opens each single-frame object for its one slice, and each multi-frame object once for all its frames."""
+
+    def __init__(self, files: ExitStack) -> None:
+        self._files = files
+        self._shared: dict[Path, pixels.PixelFile] = {}
+        self._lock = threading.Lock()
+
+    def stored(self, piece: Slice) -> NDArray[np.generic]:
+        """Stored values of a slice. Raises PixelDataError, StoreUnavailableError."""
+        if piece.pixels.frames == 1:
+            with pixels.PixelFile(piece.path, piece.pixels) as file:
+                return pixels.stored_values(piece, file)
+        with self._lock:
+            if piece.path not in self._shared:
+                self._shared[piece.path] = self._files.enter_context(pixels.PixelFile(piece.path, piece.pixels))
+        return pixels.stored_values(piece, self._shared[piece.path])
+
+
+def _rescale(piece: Slice) -> tuple[float, float]:
+    """Slope and intercept. Raises PixelDataError when either is absent."""
+    if piece.slope is None or piece.intercept is None:
+        raise PixelDataError("A slice carries no Rescale Slope or Intercept; its unit is unknown.")
+    return piece.slope, piece.intercept
+
+
+def _to_hounsfield(stored: NDArray[np.generic], piece: Slice, out: NDArray[np.float32]) -> None:
+    """Modality LUT of one slice (PS3.3 C.11.1): slope times stored value plus intercept."""
+    slope, intercept = _rescale(piece)
+    if slope == 1.0:
+        np.add(stored, np.float32(intercept), out=out, dtype=np.float32, casting="unsafe")
+    else:
+        np.multiply(stored, np.float32(slope), out=out, dtype=np.float32, casting="unsafe")
+        out += np.float32(intercept)
+
+
+def _padded(
+    stored: NDArray[np.generic], piece: Slice, hu: NDArray[np.float32], lowest: float, limit_hu: float
+) -> NDArray[np.bool_] | None:
+    """Voxels without data: Pixel Padding Value (PS3.3 C.7.5.1.1.2), or lower than any tissue; None when there are none."""
+    mask: NDArray[np.bool_] | None = None
+    if piece.padding is not None:
+        low, high = piece.padding
+        mask = stored == low if low == high else np.greater_equal(stored, low) & np.less_equal(stored, high)
+    if lowest <= limit_hu:
+        below = hu <= limit_hu
+        mask = below if mask is None else mask | below
+    return mask if mask is not None and mask.any() else None
+
+
+def _shift(
+    hu: NDArray[np.float32], padding: NDArray[np.bool_] | None, placement: Placement, size: tuple[int, ...]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Move a slice on a canvas by a part of a row and of a column, interpolating linearly; the rest is air and padding."""
+    mask = np.zeros(hu.shape, dtype=np.bool_) if padding is None else padding
+    for axis, shift in ((0, placement.row_shift), (1, placement.column_shift)):
+        whole = int(np.floor(shift + _NOTHING))
+        part = np.float32(max(0.0, shift - whole))
+        if part > _NOTHING:
+            before, after = (slice(None),) * axis + (slice(None, -1),), (slice(None),) * axis + (slice(1, None),)
+            hu = hu[before] * part + hu[after] * (1 - part)
+            mask = mask[before] | mask[after]
+            whole += 1
+        canvas_shape = tuple(size[i] if i == axis else hu.shape[i] for i in range(2))
+        place = (slice(None),) * axis + (slice(whole, whole + hu.shape[axis]),)
+        canvas, canvas_mask = np.full(canvas_shape, AIR_HU, dtype=np.float32), np.ones(canvas_shape, dtype=np.bool_)
+        canvas[place], canvas_mask[place] = hu, mask
+        hu, mask = canvas, canvas_mask
+    return hu, mask
