@@ -1,21 +1,20 @@
 """Read what choosing and placing a slice needs from a DICOM object, without its pixels."""
 
-import math
 import struct
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import pydicom
-from pydicom.charset import python_encoding
-from pydicom.dataelem import RawDataElement
-from pydicom.dataset import Dataset, FileDataset
+from pydicom.dataset import FileDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.tag import Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from worker.core.errors import InvalidObjectError, StoreUnavailableError
+from worker.imaging.elements import Values
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2.1"
@@ -27,10 +26,10 @@ _KEYWORDS = (
     "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "StudyDate", "SeriesDate",
     "AcquisitionDate", "ContentDate", "AcquisitionDateTime", "StudyTime", "SeriesTime", "AcquisitionTime",
     "ContentTime", "Modality", "StudyDescription", "SeriesDescription", "PatientID", "BodyPartExamined", "KVP",
-    "SliceThickness", "ProtocolName", "GantryDetectorTilt", "ConvolutionKernel", "NominalPercentageOfCardiacPhase",
+    "SliceThickness", "ProtocolName", "ConvolutionKernel", "NominalPercentageOfCardiacPhase",
     "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber", "InstanceNumber",
     "ImagePositionPatient", "ImageOrientationPatient", "TemporalPositionIdentifier", "FrameOfReferenceUID",
-    "EchoNumbers", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns",
+    "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns",
     "PixelSpacing", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
     "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope", "RescaleType", "LossyImageCompression",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
@@ -39,6 +38,8 @@ _KEYWORDS = (
 _TAGS = {keyword: Tag(keyword) for keyword in _KEYWORDS}
 _PIXEL_DATA = 0x7FE00010
 _UNDEFINED_LENGTH = 0xFFFFFFFF
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, NotImplementedError, IndexError, zlib.error)
+"""What pydicom raises for bytes that are no data elements."""
 
 
 @dataclass(frozen=True)
@@ -125,92 +126,6 @@ class Unreadable:
     reason: str
 
 
-class _Values:
-    """Typed access to a dataset's undecoded elements.
-
-    pydicom's own conversion warns with the offending value in the text, which may be a patient's; this reads the bytes and
-    answers None for what does not parse.
-    """
-
-    def __init__(self, dataset: Dataset, outer: "_Values | None" = None) -> None:
-        self.dataset = dataset
-        self.codec: str = outer.codec if outer else "latin-1"
-        declared = self.texts("SpecificCharacterSet")
-        if declared:
-            names = python_encoding.get(declared[-1]) or python_encoding.get(declared[0])
-            self.codec = names or self.codec
-
-    def _bytes(self, keyword: str) -> tuple[bytes, bool]:
-        tag = _TAGS.get(keyword) or Tag(keyword)
-        if tag not in self.dataset:
-            return b"", True
-        element = self.dataset.get_item(tag)
-        if isinstance(element, RawDataElement):
-            return element.value or b"", element.is_little_endian
-        value = element.value
-        if isinstance(value, bytes):
-            return value, True
-        many = value if isinstance(value, list | tuple) or hasattr(value, "append") else [value]
-        return "\\".join("" if v is None else str(v) for v in many).encode("utf-8"), True
-
-    def texts(self, keyword: str) -> tuple[str, ...]:
-        """Backslash-separated values of a string element, stripped; () when absent or empty."""
-        raw, _ = self._bytes(keyword)
-        text = raw.decode("latin-1").strip(" \0")
-        return tuple(part.strip(" \0") for part in text.split("\\")) if text else ()
-
-    def text(self, keyword: str) -> str:
-        values = self.texts(keyword)
-        return values[0] if values else ""
-
-    def words(self, keyword: str) -> str:
-        """A text of people's words, decoded by the Specific Character Set as far as it goes."""
-        raw, _ = self._bytes(keyword)
-        return raw.decode(self.codec, errors="replace").strip(" \0")
-
-    def floats(self, keyword: str, count: int) -> tuple[float, ...] | None:
-        """Exactly `count` finite decimal strings, or None."""
-        parts = self.texts(keyword)
-        if len(parts) != count:
-            return None
-        try:
-            numbers = tuple(float(part) for part in parts)
-        except ValueError:
-            return None
-        return numbers if all(math.isfinite(number) for number in numbers) else None
-
-    def decimal(self, keyword: str) -> float | None:
-        numbers = self.floats(keyword, 1)
-        return numbers[0] if numbers else None
-
-    def integer(self, keyword: str) -> int | None:
-        """An integer string (VR IS)."""
-        number = self.decimal(keyword)
-        return int(number) if number is not None else None
-
-    def short(self, keyword: str, signed: bool = False) -> int | None:
-        """A 16-bit binary value (VR US or SS)."""
-        raw, little = self._bytes(keyword)
-        if len(raw) < 2:
-            return None
-        code = ("<" if little else ">") + ("h" if signed else "H")
-        return int(struct.unpack_from(code, raw)[0])
-
-    def binary(self, keyword: str) -> str:
-        """A binary number (VR US, UL, FL, FD) as text, for telling frames apart; empty when absent."""
-        tag = Tag(keyword)
-        return str(self.dataset[tag].value) if tag in self.dataset else ""
-
-    def items(self, keyword: str) -> list[Dataset]:
-        """Items of a sequence; [] when absent."""
-        tag = Tag(keyword)
-        return list(self.dataset[tag].value or []) if tag in self.dataset else []
-
-    def first_item(self, keyword: str) -> "_Values | None":
-        items = self.items(keyword)
-        return _Values(items[0], self) if items else None
-
-
 def read_header(path: Path | str) -> Header:
     """Read one DICOM file up to its pixels.
 
@@ -225,7 +140,7 @@ def read_header(path: Path | str) -> Header:
         raise InvalidObjectError("The file is not DICOM: it has no DICM prefix. Take it out of the study.") from error
     except (EOFError, struct.error) as error:
         raise InvalidObjectError("The file ends inside its header. Send the object again.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError, IndexError) as error:
+    except _MALFORMED as error:
         raise InvalidObjectError("The header of the file does not parse as DICOM. Send the object again.") from error
     except OSError as error:
         raise StoreUnavailableError(
@@ -250,7 +165,7 @@ def read_headers(paths: Iterable[Path | str]) -> tuple[list[Header], list[Unread
 
 def _read(path: Path, file: BinaryIO) -> Header:
     dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS.values()))
-    values = _Values(dataset)
+    values = Values(dataset)
     sop_class = values.text("SOPClassUID") or str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
     sop_instance = values.text("SOPInstanceUID") or str(dataset.file_meta.get("MediaStorageSOPInstanceUID", ""))
     pixels = _locate_pixels(dataset, values, file)
@@ -280,7 +195,7 @@ def _read(path: Path, file: BinaryIO) -> Header:
     )
 
 
-def _locate_pixels(dataset: FileDataset, values: _Values, file: BinaryIO) -> Pixels | None:
+def _locate_pixels(dataset: FileDataset, values: Values, file: BinaryIO) -> Pixels | None:
     """Find Pixel Data behind the header just read; None when the object has none."""
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
     if not syntax:
@@ -334,7 +249,7 @@ def _element_at(file: BinaryIO, implicit: bool, little: bool) -> tuple[int, int]
     return start + 12, struct.unpack_from(order + "I", head, 8)[0]
 
 
-def _anatomy(values: _Values) -> str:
+def _anatomy(values: Values) -> str:
     """Anatomic region of a multi-frame object (PS3.3 C.7.6.16.2.8), by its code meaning."""
     shared = values.first_item("SharedFunctionalGroupsSequence")
     anatomy = shared.first_item("FrameAnatomySequence") if shared else None
@@ -342,7 +257,7 @@ def _anatomy(values: _Values) -> str:
     return region.words("CodeMeaning").upper() if region else ""
 
 
-def _slices(path: Path, sop_instance: str, pixels: Pixels, values: _Values) -> tuple[Slice, ...]:
+def _slices(path: Path, sop_instance: str, pixels: Pixels, values: Values) -> tuple[Slice, ...]:
     shared = values.first_item("SharedFunctionalGroupsSequence")
     frames = values.items("PerFrameFunctionalGroupsSequence")
     if shared is None and not frames:
@@ -352,7 +267,7 @@ def _slices(path: Path, sop_instance: str, pixels: Pixels, values: _Values) -> t
     if len(frames) != pixels.frames:
         raise InvalidObjectError("A multi-frame object describes another number of frames than it holds.")
     return tuple(
-        _slice(path, sop_instance, pixels, index, _Groups(values, shared, _Values(item, values)))
+        _slice(path, sop_instance, pixels, index, _Groups(values, shared, Values(item, values)))
         for index, item in enumerate(frames)
     )
 
@@ -361,11 +276,11 @@ def _slices(path: Path, sop_instance: str, pixels: Pixels, values: _Values) -> t
 class _Groups:
     """Looks a value up in the frame's functional groups, then in the shared ones, then in the object itself."""
 
-    top: _Values
-    shared: _Values | None
-    frame: _Values | None
+    top: Values
+    shared: Values | None
+    frame: Values | None
 
-    def holder(self, macro: str) -> _Values:
+    def holder(self, macro: str) -> Values:
         for place in (self.frame, self.shared):
             item = place.first_item(macro) if place else None
             if item is not None:
@@ -406,7 +321,7 @@ def _slice(path: Path, sop_instance: str, pixels: Pixels, frame: int, groups: _G
     )
 
 
-def _padding(top: _Values, signed: bool) -> tuple[int, int] | None:
+def _padding(top: Values, signed: bool) -> tuple[int, int] | None:
     value = top.short("PixelPaddingValue", signed)
     if value is None:
         return None
@@ -415,7 +330,7 @@ def _padding(top: _Values, signed: bool) -> tuple[int, int] | None:
     return min(value, limit), max(value, limit)
 
 
-def _acquired(content: _Values, top: _Values) -> str:
+def _acquired(content: Values, top: Values) -> str:
     when = content.text("FrameAcquisitionDateTime") or top.text("AcquisitionDateTime")
     if when:
         return when

@@ -5,6 +5,7 @@ Everything heavy runs without Python's interpreter lock, so that slices decode s
 
 import os
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from worker.imaging.headers import Pixels, Slice
 
 _ITEM = (0xFFFE, 0xE000)
 _SEQUENCE_DELIMITER = (0xFFFE, 0xE0DD)
+_END_OF_IMAGE = b"\xff\xd9"
+"""Last bytes of all these streams; decoders fill up a cut one with grey or the last row instead of complaining."""
 _STARTS_OF_IMAGE = (b"\xff\xd8", b"\xff\x4f\xff\x51")
 """First bytes of a JPEG or JPEG-LS stream, and of a JPEG 2000 one."""
 
@@ -38,9 +41,7 @@ _DECODERS: dict[str, Callable[[bytes], NDArray[np.generic]]] = {
 }
 """Transfer syntax to the function that undoes it (PS3.5 section 10 and A.4)."""
 _RLE = "1.2.840.10008.1.2.5"
-
-LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{last}" for last in ("50", "51", "53", "55", "81", "91", "203"))
-"""Transfer syntaxes that may have changed the values (.91 and .203 may also be lossless; the header says)."""
+_NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"})
 
 
 def stored_values(piece: Slice, source: "PixelFile") -> NDArray[np.generic]:
@@ -55,6 +56,10 @@ def stored_values(piece: Slice, source: "PixelFile") -> NDArray[np.generic]:
     raw = source.frame(piece.frame)
     if not pixels.encapsulated:
         return _in_range(_native(raw, pixels), pixels)
+    if pixels.transfer_syntax != _RLE and _END_OF_IMAGE not in raw[-64:].rstrip(b"\0")[-3:]:
+        raise PixelDataError(
+            "The compressed pixel data of a slice has no end marker: it was cut. Send the object again."
+        )
     try:
         array = _decode(raw, pixels)
     except (RuntimeError, ValueError, TypeError, IndexError, OSError, MemoryError) as error:
@@ -189,7 +194,7 @@ def _inflate(path: Path) -> bytes:
         return bytes(dataset.PixelData)
     except OSError as error:
         raise _unavailable(error) from error
-    except (AttributeError, EOFError, ValueError, KeyError) as error:
+    except (AttributeError, EOFError, ValueError, KeyError, zlib.error) as error:
         raise PixelDataError("The pixel data of a deflated object does not inflate. Send the object again.") from error
 
 
@@ -200,6 +205,8 @@ def _unavailable(error: OSError) -> StoreUnavailableError:
 def _native(raw: bytes, pixels: Pixels) -> NDArray[np.generic]:
     if pixels.bits_allocated not in (8, 16, 32):
         raise PixelDataError(f"{pixels.bits_allocated} bits a value are not supported. Send the series in 16.")
+    if pixels.transfer_syntax not in _NATIVE:
+        raise PixelDataError("The transfer syntax of a slice is not a standard one. Send the series in a standard one.")
     kind = f"{'>' if pixels.big_endian else '<'}{'i' if pixels.signed else 'u'}{pixels.bits_allocated // 8}"
     array = np.frombuffer(raw, dtype=kind).reshape(pixels.rows, pixels.columns)
     return array.astype(array.dtype.newbyteorder("="), copy=False)

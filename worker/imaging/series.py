@@ -5,15 +5,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
 
 import numpy as np
 from pydicom.uid import UID
 
 from worker.core.errors import GeometryError, NothingToReportError, PatientMismatchError, PixelDataError, StudyError
-from worker.imaging import geometry, kernels, regions
+from worker.imaging import geometry
 from worker.imaging.headers import CT_CLASSES, Header, Slice
 from worker.imaging.rules import ImagingRules
+from worker.imaging.stacks import Stack, split
 
 
 class Cause(StrEnum):
@@ -49,60 +49,6 @@ class Verdict:
     def chosen(self) -> bool:
         """Whether it is reported."""
         return self.cause is Cause.CHOSEN
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Slices of one size, orientation and phase that may make one volume."""
-
-    header: Header
-    """Of the object with the smallest SOP Instance UID."""
-    slices: tuple[Slice, ...]
-    part: str = ""
-    lossy: bool = False
-    objects: int = 1
-    """Objects it was found in."""
-
-    @property
-    def key(self) -> str:
-        """Tells the stack from every other of its study, equal in every run."""
-        first = self.slices[0] if self.slices else None
-        anchor = f"{first.sop_instance_uid}#{first.frame}" if first else self.header.sop_instance_uid
-        return f"{self.header.series_uid}|{self.part}|{anchor}"
-
-    @property
-    def length_mm(self) -> float:
-        """From the first slice's centre to the last one's, along the normal."""
-        low, high = self.extent_mm
-        return high - low
-
-    @cached_property
-    def extent_mm(self) -> tuple[float, float]:
-        """Lowest and highest position along the patient's long axis, LPS; (0, 0) without geometry."""
-        heights = [piece.position[2] for piece in self.slices if piece.position]
-        return (min(heights), max(heights)) if heights else (0.0, 0.0)
-
-    @cached_property
-    def regions(self) -> tuple[str, ...]:
-        """Body regions it shows; () when nothing tells."""
-        header = self.header
-        return regions.shown(
-            header.body_part,
-            header.series_description,
-            (header.protocol_name, header.study_description),
-            self.length_mm,
-        )
-
-    @property
-    def kernel_class(self) -> str:
-        """What the reconstruction kernel is made for."""
-        return kernels.kernel_class(self.slices[0].kernel, self.header.series_description)
-
-    @property
-    def thickness_mm(self) -> float:
-        """Nominal thickness, else the mean distance between slices."""
-        known = [piece.thickness_mm for piece in self.slices if piece.thickness_mm]
-        return known[0] if known else self.length_mm / max(1, len(self.slices) - 1)
 
 
 @dataclass(frozen=True)
@@ -142,7 +88,7 @@ def choose(
     _check_one_patient(headers)
     verdicts: list[Verdict] = []
     eligible: list[tuple[Stack, geometry.Grid]] = []
-    for stack in stacks(headers):
+    for stack in split(headers):
         problem = (refused or {}).get(stack.key) or _unfit(stack, rules)
         if problem is None:
             try:
@@ -172,17 +118,6 @@ def studies(headers: Iterable[Header]) -> dict[str, list[Header]]:
     return by_study
 
 
-def stacks(headers: Sequence[Header]) -> list[Stack]:
-    """Split objects into stacks: by series, then by what cannot share a volume, then by phase where positions repeat."""
-    by_series: dict[tuple[str, ...], list[Header]] = {}
-    for header in headers:
-        by_series.setdefault(_series_key(header), []).append(header)
-    found: list[Stack] = []
-    for key in sorted(by_series):
-        found.extend(_stacks_of_series(by_series[key]))
-    return found
-
-
 def _check_one_patient(headers: Sequence[Header]) -> None:
     patients: dict[str, set[str]] = {}
     for header in headers:
@@ -194,126 +129,8 @@ def _check_one_patient(headers: Sequence[Header]) -> None:
         )
 
 
-def _series_key(header: Header) -> tuple[str, ...]:
-    """Series Instance UID where there is one, else what the object has in common with its neighbours."""
-    kind = header.sop_class_uid
-    if header.series_uid:
-        return ("", header.study_uid, header.series_uid, kind)
-    number = "" if header.series_number is None else f"{header.series_number:012d}"
-    return ("~", header.study_uid, header.frame_of_reference, number, header.series_description, kind)
-
-
-def _stacks_of_series(headers: Sequence[Header]) -> list[Stack]:
-    first = headers[0]
-    if first.sop_class_uid not in CT_CLASSES:
-        return [Stack(first, (), objects=len(headers))]
-    owners = {(piece.path, piece.frame): header for header in headers for piece in header.slices}
-    pieces = [piece for header in headers for piece in header.slices]
-    groups: dict[tuple[object, ...], list[Slice]] = {}
-    anchors: list[tuple[float, ...]] = []
-    for piece in sorted(pieces, key=lambda piece: (piece.orientation or (), piece.sop_instance_uid, piece.frame)):
-        key = (
-            piece.pixels.rows,
-            piece.pixels.columns,
-            tuple(round(mm, 4) for mm in piece.spacing or ()),
-            _nearest(piece.orientation, anchors),
-            piece.position is None,
-            piece.image_type[:3],
-            piece.kernel,
-            owners[piece.path, piece.frame].frame_of_reference,
-            owners[piece.path, piece.frame].photometric,
-        )
-        groups.setdefault(key, []).append(piece)
-    parts = [(label, part) for group in groups.values() for label, part in split_phases(group)]
-    parts.sort(key=lambda pair: (-len(pair[1]), pair[1][0].sop_instance_uid, pair[1][0].frame))
-    found = []
-    for index, (label, part) in enumerate(parts, 1):
-        header = owners[part[0].path, part[0].frame]
-        name = "" if len(parts) == 1 else f"part {index}" + (f" ({label})" if label else "")
-        lossy = any(owners[piece.path, piece.frame].lossy for piece in part)
-        found.append(Stack(header, tuple(part), name, lossy, len({piece.path for piece in part})))
-    return found
-
-
-def _nearest(orientation: tuple[float, ...] | None, anchors: list[tuple[float, ...]]) -> int:
-    """Index of the orientation among those seen so far, within 1e-3 a component."""
-    if orientation is None:
-        return -1
-    for index, anchor in enumerate(anchors):
-        if max(abs(a - b) for a, b in zip(anchor, orientation, strict=True)) <= 1e-3:
-            return index
-    anchors.append(orientation)
-    return len(anchors) - 1
-
-
-_PHASES: tuple[tuple[str, str], ...] = (
-    ("temporal_position", "temporal position"),
-    ("cardiac_phase", "cardiac phase"),
-    ("acquisition", "acquisition"),
-    ("image_type", "image type"),
-    ("kilovolts", "tube voltage"),
-    ("acquired", "acquisition time"),
-)
-"""What may tell two images at one position apart: field of a slice, words for it."""
-
-
-def split_phases(pieces: Sequence[Slice]) -> list[tuple[str, list[Slice]]]:
-    """Split slices that share positions by phase, acquisition or energy; returns (label, slices) of each part.
-
-    Slices that nothing tells apart stay together: they are copies, or an error that building the volume finds. A series
-    that merely counts its rotations as acquisitions stays whole, since no position repeats.
-    """
-    pieces = sorted(pieces, key=lambda piece: (piece.sop_instance_uid, piece.frame, str(piece.path)))
-    if any(piece.position is None or piece.orientation is None for piece in pieces):
-        return [("", pieces)]
-    crowd = _most_at_one_position(pieces)
-    if crowd == 1 and not _interleaved(pieces):
-        return [("", pieces)]
-    for name, words in _PHASES:
-        parts: dict[object, list[Slice]] = {}
-        for piece in pieces:
-            parts.setdefault(getattr(piece, name), []).append(piece)
-        if not 1 < len(parts) <= max(2, crowd * 2):
-            continue
-        if all(_most_at_one_position(part) < crowd or crowd == 1 for part in parts.values()):
-            ordered = sorted(parts.items(), key=lambda item: str(item[0]))
-            return [
-                (f"{words} {index}" + (f", {label}" if label else ""), rest)
-                for index, (_, part) in enumerate(ordered, 1)
-                for label, rest in split_phases(part)
-            ]
-    return [("", pieces)]
-
-
-def _most_at_one_position(pieces: Sequence[Slice]) -> int:
-    depths = _depths(pieces)
-    starts = np.flatnonzero(np.diff(depths, prepend=-math.inf) > 0.01)
-    return int(np.diff(starts, append=len(depths)).max())
-
-
-def _depths(pieces: Sequence[Slice]) -> geometry.Vector:
-    orientation = np.array(pieces[0].orientation)
-    normal = np.cross(orientation[:3], orientation[3:])
-    return np.sort(np.array([piece.position for piece in pieces]) @ normal)
-
-
-def _interleaved(pieces: Sequence[Slice]) -> bool:
-    """Whether two acquisitions, each regular, lie in each other's gaps so that together they are not."""
-    parts: dict[str, list[Slice]] = {}
-    for piece in pieces:
-        parts.setdefault(piece.acquisition, []).append(piece)
-    if len(parts) != 2 or any(len(part) < 3 for part in parts.values()):
-        return False
-    first, second = (_depths(part) for part in parts.values())
-    together = _depths(pieces)
-    overlap = min(first[-1], second[-1]) - max(first[0], second[0])
-    regular = all(np.ptp(np.diff(depths)) <= 0.1 for depths in (first, second))
-    return bool(regular and np.ptp(np.diff(together)) > 0.1 and overlap > 0.5 * min(np.ptp(first), np.ptp(second)))
-
-
 def _unfit(stack: Stack, rules: ImagingRules) -> tuple[Cause, str] | None:
     """Why a stack is never reported; None when it may be."""
-    header = stack.header
     kind = _wrong_kind(stack, rules)
     if kind:
         return Cause.KIND, kind
@@ -333,8 +150,6 @@ def _unfit(stack: Stack, rules: ImagingRules) -> tuple[Cause, str] | None:
         return Cause.PIXELS, units
     if stack.regions and not set(stack.regions) & set(rules.reported_regions):
         return Cause.REGION, f"shows {', '.join(stack.regions)}, which this site does not report."
-    if header.samples != 1:
-        return Cause.KIND, "a colour picture, not CT values."
     return None
 
 
@@ -359,12 +174,18 @@ def _wrong_kind(stack: Stack, rules: ImagingRules) -> str:
 
 
 def _wrong_units(pieces: Sequence[Slice]) -> str:
+    """Why values are not Hounsfield units, by their headers; empty when they may be.
+
+    Rescale Type US is "unspecified" (PS3.3 C.11.1.1.2): converters write it for original images whose type nobody stated.
+    """
     if any(piece.slope is None or piece.intercept is None for piece in pieces):
         return "Slices carry no Rescale Slope or Intercept (0028,1053 and 0028,1052); their unit is unknown."
     if any(piece.slope == 0 for piece in pieces):
         return "The Rescale Slope of the slices is 0; their values are lost."
-    if any(piece.rescale_type.upper() not in ("", "HU", "HU_MOD") for piece in pieces):
-        return "Values are not Hounsfield units, by their Rescale Type (0028,1054)."
+    for piece in pieces:
+        unspecified = piece.rescale_type.upper() == "US" and piece.image_type[:1] == ("ORIGINAL",)
+        if piece.rescale_type.upper() not in ("", "HU") and not unspecified:
+            return "Values are not Hounsfield units, by their Rescale Type (0028,1054)."
     return ""
 
 
@@ -398,12 +219,11 @@ def _already_shown(stack: Stack, selected: Sequence[Stack]) -> str | None:
     """Why a reportable stack adds nothing to those selected; None when it adds tissue or a region."""
     if not selected:
         return None
-    covered = {region for other in selected for region in other.regions}
     overlap = max(_overlap(stack, other) for other in selected)
-    new = [region for region in stack.regions if region not in covered]
-    if new and overlap < 0.8:
+    if 0 <= overlap < 0.2:
         return None
-    if not stack.regions and 0 <= overlap < 0.2:
+    covered = {region for other in selected for region in other.regions}
+    if overlap < 0.8 and not covered.issuperset(stack.regions):
         return None
     what = ", ".join(stack.regions) or "the same tissue"
     return f"reportable, but another series that shows {what} is preferred."

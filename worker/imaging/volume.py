@@ -16,7 +16,7 @@ from worker.imaging import geometry, pixels
 from worker.imaging.geometry import Grid, Placement
 from worker.imaging.headers import Slice
 from worker.imaging.rules import ImagingRules
-from worker.imaging.series import Stack
+from worker.imaging.stacks import Stack
 
 AIR_HU = -1024.0
 """Value of voxels that no slice covers (beside a sheared slice); they are marked as padding."""

@@ -1,0 +1,208 @@
+"""Split the objects of a study into stacks: slices that may share one volume."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+
+from worker.imaging import geometry, kernels, regions
+from worker.imaging.headers import CT_CLASSES, Header, Slice
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Slices of one size, orientation and phase that may make one volume."""
+
+    header: Header
+    """Of the object with the smallest SOP Instance UID."""
+    slices: tuple[Slice, ...]
+    part: str = ""
+    lossy: bool = False
+    objects: int = 1
+    """Objects it was found in."""
+
+    @property
+    def key(self) -> str:
+        """Tells the stack from every other of its study, equal in every run."""
+        first = self.slices[0] if self.slices else None
+        anchor = f"{first.sop_instance_uid}#{first.frame}" if first else self.header.sop_instance_uid
+        return f"{self.header.series_uid}|{self.part}|{anchor}"
+
+    @property
+    def length_mm(self) -> float:
+        """From the first slice's centre to the last one's, along the normal."""
+        low, high = self.extent_mm
+        return high - low
+
+    @cached_property
+    def extent_mm(self) -> tuple[float, float]:
+        """Lowest and highest position along the patient's long axis, LPS; (0, 0) without geometry."""
+        heights = [piece.position[2] for piece in self.slices if piece.position]
+        return (min(heights), max(heights)) if heights else (0.0, 0.0)
+
+    @cached_property
+    def regions(self) -> tuple[str, ...]:
+        """Body regions it shows; () when nothing tells."""
+        header = self.header
+        return regions.shown(
+            header.body_part,
+            header.series_description,
+            (header.protocol_name, header.study_description),
+            self.length_mm,
+        )
+
+    @property
+    def kernel_class(self) -> str:
+        """What the reconstruction kernel is made for."""
+        return kernels.kernel_class(self.slices[0].kernel, self.header.series_description)
+
+    @property
+    def thickness_mm(self) -> float:
+        """Median nominal thickness, else the mean distance between slices."""
+        known = sorted(piece.thickness_mm for piece in self.slices if piece.thickness_mm)
+        return known[len(known) // 2] if known else self.length_mm / max(1, len(self.slices) - 1)
+
+
+def split(headers: Sequence[Header]) -> list[Stack]:
+    """Split objects into stacks: by series, then by what cannot share a volume, then by phase where positions repeat."""
+    by_series: dict[tuple[str, ...], list[Header]] = {}
+    for header in headers:
+        by_series.setdefault(_series_key(header), []).append(header)
+    found: list[Stack] = []
+    for key in sorted(by_series):
+        found.extend(_stacks_of_series(by_series[key]))
+    return found
+
+
+def _series_key(header: Header) -> tuple[str, ...]:
+    """Series Instance UID where there is one, else what the object has in common with its neighbours."""
+    kind = header.sop_class_uid
+    if header.series_uid:
+        return ("", header.study_uid, header.series_uid, kind)
+    number = "" if header.series_number is None else f"{header.series_number:012d}"
+    return ("~", header.study_uid, header.frame_of_reference, number, header.series_description, kind)
+
+
+def _stacks_of_series(headers: Sequence[Header]) -> list[Stack]:
+    first = headers[0]
+    if first.sop_class_uid not in CT_CLASSES:
+        return [Stack(first, (), objects=len(headers))]
+    owners = {(piece.path, piece.frame): header for header in headers for piece in header.slices}
+    pieces = [piece for header in headers for piece in header.slices]
+    groups: dict[tuple[object, ...], list[Slice]] = {}
+    orientations: list[tuple[float, ...]] = []
+    spacings: list[tuple[float, ...]] = []
+    for piece in sorted(
+        pieces, key=lambda piece: (piece.orientation or (), piece.spacing or (), piece.sop_instance_uid, piece.frame)
+    ):
+        key = (
+            piece.pixels.rows,
+            piece.pixels.columns,
+            _nearest(piece.spacing, spacings),
+            _nearest(piece.orientation, orientations),
+            piece.position is None,
+            piece.image_type[:3],
+            piece.kernel,
+            owners[piece.path, piece.frame].frame_of_reference,
+            owners[piece.path, piece.frame].photometric,
+        )
+        groups.setdefault(key, []).append(piece)
+    parts = [(label, part) for group in groups.values() for label, part in split_phases(group)]
+    parts.sort(key=lambda pair: (-len(pair[1]), pair[1][0].sop_instance_uid, pair[1][0].frame))
+    found = []
+    for index, (label, part) in enumerate(parts, 1):
+        header = owners[part[0].path, part[0].frame]
+        name = "" if len(parts) == 1 else f"part {index}" + (f" ({label})" if label else "")
+        lossy = any(owners[piece.path, piece.frame].lossy for piece in part)
+        found.append(Stack(header, tuple(part), name, lossy, len({piece.path for piece in part})))
+    return found
+
+
+def _nearest(values: tuple[float, ...] | None, seen: list[tuple[float, ...]]) -> int:
+    """Index of an orientation or spacing among those seen so far, within 1e-3 a component; -1 when absent."""
+    if values is None:
+        return -1
+    for index, anchor in enumerate(seen):
+        if max(abs(a - b) for a, b in zip(anchor, values, strict=True)) <= 1e-3:
+            return index
+    seen.append(values)
+    return len(seen) - 1
+
+
+_MOST_ACQUISITIONS = 8
+"""More than this are rotations of one scan, not scans."""
+_SAME_STEP_MM = 0.1
+
+_PHASES: tuple[tuple[str, str], ...] = (
+    ("temporal_position", "temporal position"),
+    ("cardiac_phase", "cardiac phase"),
+    ("acquisition", "acquisition"),
+    ("image_type", "image type"),
+    ("kilovolts", "tube voltage"),
+    ("acquired", "acquisition time"),
+)
+"""What may tell two images at one position apart: field of a slice, words for it."""
+
+
+def split_phases(pieces: Sequence[Slice]) -> list[tuple[str, list[Slice]]]:
+    """Split slices that share positions by phase, acquisition or energy; returns (label, slices) of each part.
+
+    Slices that nothing tells apart stay together: they are copies, or an error that building the volume finds. A series
+    that merely counts its rotations as acquisitions stays whole, since no position repeats.
+    """
+    pieces = sorted(pieces, key=lambda piece: (piece.sop_instance_uid, piece.frame, str(piece.path)))
+    if any(piece.position is None or piece.orientation is None for piece in pieces):
+        return [("", pieces)]
+    crowd = _most_at_one_position(pieces)
+    if crowd == 1:
+        return _split_acquisitions(pieces)
+    for name, words in _PHASES:
+        parts: dict[object, list[Slice]] = {}
+        for piece in pieces:
+            parts.setdefault(getattr(piece, name), []).append(piece)
+        if not 1 < len(parts) <= max(2, crowd * 2):
+            continue
+        if all(_most_at_one_position(part) < crowd for part in parts.values()):
+            ordered = sorted(parts.items(), key=lambda item: str(item[0]))
+            return [
+                (f"{words} {index}" + (f", {label}" if label else ""), rest)
+                for index, (_, part) in enumerate(ordered, 1)
+                for label, rest in split_phases(part)
+            ]
+    return [("", pieces)]
+
+
+def _most_at_one_position(pieces: Sequence[Slice]) -> int:
+    depths = _depths(pieces)
+    starts = np.flatnonzero(np.diff(depths, prepend=-math.inf) > 0.01)
+    return int(np.diff(starts, append=len(depths)).max())
+
+
+def _depths(pieces: Sequence[Slice]) -> geometry.Vector:
+    orientation = np.array(pieces[0].orientation)
+    normal = np.cross(orientation[:3], orientation[3:])
+    return np.sort(np.array([piece.position for piece in pieces]) @ normal)
+
+
+def _split_acquisitions(pieces: list[Slice]) -> list[tuple[str, list[Slice]]]:
+    """Split slices, none at one position, whose acquisitions lie in each other's gaps or far apart.
+
+    Two breath-holds that overlap must not be interleaved into one anatomy; a scanner that counts each rotation of a
+    step-and-shoot scan as an acquisition must not be split.
+    """
+    parts: dict[str, list[Slice]] = {}
+    for piece in pieces:
+        parts.setdefault(piece.acquisition, []).append(piece)
+    if not 1 < len(parts) <= _MOST_ACQUISITIONS or min(map(len, parts.values())) < 3:
+        return [("", pieces)]
+    ranges = sorted((_depths(part) for part in parts.values()), key=lambda depths: (depths[0], depths[-1]))
+    overlap = any(after[0] < before[-1] for before, after in pairwise(ranges))
+    regular = all(np.ptp(np.diff(depths)) <= _SAME_STEP_MM for depths in ranges)
+    apart = max(float(after[0] - before[-1]) for before, after in pairwise(ranges))
+    widest = max(float(np.diff(depths).max()) for depths in ranges)
+    if (overlap and regular and np.ptp(np.diff(_depths(pieces))) > _SAME_STEP_MM) or apart > 5 * widest:
+        return [(f"acquisition {index}", parts[name]) for index, name in enumerate(sorted(parts), 1)]
+    return [("", pieces)]
