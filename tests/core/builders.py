@@ -104,7 +104,11 @@ def sign(session: Session, version_id: str, text: str = "The lungs are clear.") 
     """A final version of the same report with a person's signature."""
     machine = session.get_one(ReportVersion, version_id)
     user = User(
-        id=new_id(), username=f"reader-{new_id()}", family_name="Reader", role=Role.RADIOLOGIST, created_at=studies.now()
+        id=new_id(),
+        username=f"reader-{new_id()}",
+        family_name="Reader",
+        role=Role.RADIOLOGIST,
+        created_at=studies.now(),
     )
     session.add(user)
     session.flush()

@@ -3,9 +3,9 @@
 import threading
 from dataclasses import replace
 
+import pytest
 import sqlalchemy as sa
 
-import pytest
 from tests.core.builders import arrival, uid
 from worker.core import arrivals
 from worker.core.database import Database

@@ -1,10 +1,10 @@
 """The migrations and the declared tables are the same thing, on both databases."""
 
+import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-import pytest
 from worker.core import schema
 from worker.core.database import Database
 from worker.core.errors import SettingsError
@@ -47,7 +47,12 @@ def checks_and_keys(database: Database, schema_name: str | None) -> dict[str, ob
                 for f in inspector.get_foreign_keys(table, schema=schema_name)
             ),
             "indexes": sorted(
-                (i["name"], i["column_names"], i["unique"], str(sorted((k, str(v)) for k, v in i.get("dialect_options", {}).items())))
+                (
+                    i["name"],
+                    i["column_names"],
+                    i["unique"],
+                    str(sorted((k, str(v)) for k, v in i.get("dialect_options", {}).items())),
+                )
                 for i in inspector.get_indexes(table, schema=schema_name)
             ),
         }

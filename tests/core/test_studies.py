@@ -3,9 +3,9 @@
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
 import sqlalchemy as sa
 
-import pytest
 from tests.core.builders import (
     LIMITS,
     arrival,

@@ -31,7 +31,9 @@ FIELDS = frozenset(
 """The names a line may carry. None of them is ever filled from a data set, a report or a sender's free text."""
 
 _EVENT = re.compile(r"[a-z][a-z0-9_]{0,60}")
-_UID = re.compile(r"\b(?!1\.2\.840\.10008\.)\d+(?:\.\d+){4,}\b")  # an instance's UID; the standard's own may stand
+_UID = re.compile(
+    r"(?<![\d.])(?!1\.2\.840\.10008\.)\d+(?:\.\d+){4,}\b"
+)  # an instance's UID; the standard's own may stand
 _HARMLESS = re.compile(r"[\w.:/@+ ,;()'\-\[\]<>=%*]{0,300}", re.ASCII)
 
 

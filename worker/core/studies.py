@@ -217,7 +217,8 @@ def renew(session: Session, tokens: Iterable[str], lease_seconds: float) -> set[
         .values(lease_until=now() + timedelta(seconds=lease_seconds))
         .execution_options(synchronize_session=False)
     )
-    return set(session.scalars(sa.select(Study.lease_token).where(Study.lease_token.in_(wanted))).all()) - {None}  # type: ignore[arg-type]
+    alive = session.scalars(sa.select(Study.lease_token).where(Study.lease_token.in_(wanted)))
+    return {token for token in alive if token is not None}
 
 
 def store_prepared(session: Session, claim: Claim, choice: dict[str, Any], model_input: str) -> None:
@@ -365,7 +366,9 @@ def _give_up(session: Session, study: Study, claim: Claim, error: BaseException)
 def _quarantine(study: Study, stage: Stage) -> None:
     _move(study, StudyStatus.FAILED)
     study.failed_stage = stage
-    study.reason = f"quarantined: {study.crashes} workers died or hung in {stage}; see the worker log, then requeue the study"
+    study.reason = (
+        f"quarantined: {study.crashes} workers died or hung in {stage}; see the worker log, then requeue the study"
+    )
     study.lease_token = study.lease_until = study.due_at = None
 
 

@@ -1,0 +1,263 @@
+"""The outbox keeps order, supersedes, and lets nothing final leave unsigned."""
+
+from datetime import timedelta
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from tests.core.builders import destination, draft, drafted, render, sign
+from worker.core import outbox, reports, studies
+from worker.core.database import Database
+from worker.core.errors import (
+    DeliveryRefusedError,
+    DeliveryUnavailableError,
+    LeaseLostError,
+    SignatureError,
+    StateError,
+)
+from worker.core.records import (
+    AuthorKind,
+    Message,
+    MessageState,
+    ReportVersion,
+    Signature,
+    new_id,
+)
+from worker.core.records import Sentence as SentenceRow
+from worker.core.report import ReportState
+
+
+def enqueued(database: Database, version_id: str, *destinations, **changes: object) -> list[int]:
+    """Message numbers of a version."""
+    with database.write() as session:
+        version = session.get_one(ReportVersion, version_id)
+        return [m.id for m in outbox.enqueue(session, version, destinations or [destination(**changes)], render)]
+
+
+def taken(database: Database, name: str = "ris") -> outbox.Claimed | None:
+    """The next claim of a destination."""
+    with database.write() as session:
+        return outbox.claim(session, name, 60)
+
+
+def state_of(database: Database, message_id: int) -> MessageState:
+    """The state of a message as it is now."""
+    with database.read() as session:
+        return session.get_one(Message, message_id).state
+
+
+def failed(database: Database, claim: outbox.Claimed, max_attempts: int = 3) -> None:
+    """Plays a destination that is away."""
+    with database.write() as session:
+        outbox.retry_later(
+            session, claim, DeliveryUnavailableError("no answer"), max_attempts=max_attempts, backoff_seconds=5
+        )
+
+
+def test_draft_leaves_only_to_destinations_that_chose_how(database: Database) -> None:
+    version_id = drafted(database)
+    enqueued(
+        database,
+        version_id,
+        destination("none", drafts="none"),
+        destination("as-r", drafts="R"),
+        destination("as-p", drafts="P"),
+    )
+    with database.read() as session:
+        rows = session.execute(sa.select(Message.destination, Message.result_status).order_by(Message.id)).all()
+    assert [tuple(row) for row in rows] == [("as-r", "R"), ("as-p", "P")]
+
+
+def test_every_retry_sends_the_same_bytes_and_control_id(database: Database) -> None:
+    (message_id,) = enqueued(database, drafted(database))
+    first = taken(database)
+    assert first is not None
+    failed(database, first)
+    assert taken(database) is None
+    with database.write() as session:
+        session.get_one(Message, message_id).due_at = None
+    second = taken(database)
+    assert second is not None
+    assert (second.control_id, second.payload) == (first.control_id, first.payload)
+
+
+def test_message_is_parked_after_its_last_try_and_resend_gives_it_all_again(database: Database) -> None:
+    (message_id,) = enqueued(database, drafted(database))
+    claim = taken(database)
+    assert claim is not None
+    failed(database, claim, max_attempts=1)
+    assert state_of(database, message_id) is MessageState.PARKED
+    with database.write() as session:
+        outbox.resend(session, message_id)
+    again = taken(database)
+    assert again is not None and again.attempts == 0
+
+
+def test_refused_message_is_not_sent_again_by_itself(database: Database) -> None:
+    (message_id,) = enqueued(database, drafted(database))
+    claim = taken(database)
+    assert claim is not None
+    with database.write() as session:
+        outbox.refuse(session, claim, DeliveryRefusedError("AR"), "AR")
+    assert state_of(database, message_id) is MessageState.REFUSED
+    assert taken(database) is None
+
+
+def test_resend_of_an_acknowledged_message_is_refused(database: Database) -> None:
+    (message_id,) = enqueued(database, drafted(database))
+    claim = taken(database)
+    assert claim is not None
+    with database.write() as session:
+        outbox.acknowledge(session, claim, "AA")
+    with pytest.raises(StateError), database.write() as session:
+        outbox.resend(session, message_id)
+
+
+def test_later_version_waits_for_the_one_under_way_and_supersedes_it_when_it_fails(database: Database) -> None:
+    version_id = drafted(database)
+    (early,) = enqueued(database, version_id)
+    claim = taken(database)
+    assert claim is not None
+    with database.write() as session:
+        final = sign(session, version_id)
+        (late,) = (m.id for m in outbox.enqueue(session, final, [destination()], render))
+    assert taken(database) is None
+    failed(database, claim)
+    assert state_of(database, early) is MessageState.SUPERSEDED
+    final_claim = taken(database)
+    assert final_claim is not None and final_claim.message_id == late
+
+
+def test_final_supersedes_a_draft_that_is_parked(database: Database) -> None:
+    version_id = drafted(database)
+    (early,) = enqueued(database, version_id)
+    claim = taken(database)
+    assert claim is not None
+    failed(database, claim, max_attempts=1)
+    with database.write() as session:
+        outbox.enqueue(session, sign(session, version_id), [destination()], render)
+    assert state_of(database, early) is MessageState.SUPERSEDED
+
+
+def test_dead_destination_does_not_hold_up_another(database: Database) -> None:
+    enqueued(database, drafted(database), destination("dead"), destination("alive"))
+    assert taken(database, "dead") is not None
+    assert taken(database, "alive") is not None
+
+
+def test_one_accession_waits_in_line_and_another_passes(database: Database) -> None:
+    enqueued(database, drafted(database, accession="A"))
+    enqueued(database, drafted(database, accession="A"))
+    enqueued(database, drafted(database, accession="B"))
+    keys = []
+    while (claim := taken(database)) is not None:
+        with database.read() as session:
+            keys.append(session.get_one(Message, claim.message_id).order_key)
+    assert keys == ["A", "B"]
+
+
+def test_message_of_a_sender_that_died_is_sent_again_under_its_control_id(database: Database) -> None:
+    enqueued(database, drafted(database))
+    first = taken(database)
+    assert first is not None
+    with database.write() as session:
+        session.get_one(Message, first.message_id).lease_until = studies.now() - timedelta(seconds=1)
+    second = taken(database)
+    assert second is not None and second.control_id == first.control_id
+    with pytest.raises(LeaseLostError), database.write() as session:
+        outbox.acknowledge(session, first, "AA")
+
+
+def test_acknowledgement_whose_commit_answer_was_lost_is_recognised(database: Database) -> None:
+    (message_id,) = enqueued(database, drafted(database))
+    claim = taken(database)
+    assert claim is not None
+    for _ in range(2):
+        with database.write() as session:
+            outbox.acknowledge(session, claim, "AA")
+    with database.read() as session:
+        assert session.get_one(Message, message_id).attempts == 1
+
+
+def test_final_text_without_a_signature_cannot_be_enqueued(database: Database) -> None:
+    version_id = drafted(database)
+    with pytest.raises(SignatureError), database.write() as session:
+        machine = session.get_one(ReportVersion, version_id)
+        version = reports.add_version(
+            session,
+            machine.report,
+            state=ReportState.FINAL,
+            sentences=draft().sentences,
+            study_revision=1,
+            author_kind=AuthorKind.PERSON,
+        )
+        outbox.enqueue(session, version, [destination()], render)
+
+
+@pytest.mark.parametrize("status", ["F", "C"])
+def test_database_refuses_a_final_message_without_a_signature(database: Database, status: str) -> None:
+    (message_id,) = enqueued(database, drafted(database))
+    with pytest.raises(DBAPIError), database.write() as session:
+        session.get_one(Message, message_id).result_status = status
+
+
+def test_database_refuses_a_final_message_whose_signature_is_on_another_text(database: Database) -> None:
+    version_id = drafted(database)
+    with database.write() as session:
+        final = sign(session, version_id)
+        final_id = final.id
+    (message_id,) = enqueued(database, drafted(database))
+    with pytest.raises(DBAPIError), database.write() as session:
+        row = session.get_one(Message, message_id)
+        row.result_status, row.signature_version_id, row.text_sha256 = "F", final_id, "0" * 64
+
+
+def test_signed_sentence_cannot_be_changed_added_or_removed(database: Database) -> None:
+    version_id = drafted(database)
+    with database.write() as session:
+        final_id = sign(session, version_id).id
+    statements = [
+        sa.update(SentenceRow).where(SentenceRow.version_id == final_id).values(text="changed"),
+        sa.delete(SentenceRow).where(SentenceRow.version_id == final_id),
+        sa.update(SentenceRow).where(SentenceRow.version_id == version_id).values(version_id=final_id, ordinal=9),
+        sa.update(ReportVersion).where(ReportVersion.id == final_id).values(state="rejected"),
+        sa.update(Signature).values(text_sha256="0" * 64),
+        sa.delete(Signature),
+    ]
+    for statement in statements:
+        with pytest.raises(DBAPIError), database.write() as session:
+            session.execute(statement)
+    with database.write() as session:
+        session.execute(sa.update(SentenceRow).where(SentenceRow.version_id == version_id).values(text="draft"))
+
+
+def test_signature_on_another_text_than_the_version_is_refused(database: Database) -> None:
+    version_id = drafted(database)
+    with database.write() as session:
+        user_id = session.get_one(ReportVersion, sign(session, version_id).id).author_id
+    with pytest.raises(DBAPIError), database.write() as session:
+        session.add(
+            Signature(
+                id=new_id(), version_id=version_id, text_sha256="0" * 64, user_id=user_id, signed_at=studies.now()
+            )
+        )
+
+
+def test_final_whose_text_was_changed_around_the_triggers_is_not_sent(sqlite_database: Database) -> None:
+    version_id = drafted(sqlite_database)
+    with sqlite_database.write() as session:
+        final = sign(session, version_id)
+        (message_id,) = (m.id for m in outbox.enqueue(session, final, [destination()], render))
+    with sqlite_database.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TRIGGER sentences_signed_update")
+        connection.exec_driver_sql("UPDATE sentences SET text = 'forged'")
+    assert taken(sqlite_database) is None
+    assert state_of(sqlite_database, message_id) is MessageState.REFUSED
+
+
+def test_draft_of_a_signed_report_is_stored_but_never_sent(database: Database) -> None:
+    version_id = drafted(database)
+    with database.write() as session:
+        sign(session, version_id)
+    assert enqueued(database, version_id) == []
