@@ -66,7 +66,9 @@ def test_problems_hold_nothing_of_the_patient():
 
 
 def test_readable_form_names_fields_and_shows_the_text_unescaped():
-    text = hl7.readable(hl7.write(report(sentences=(Sentence(Section.FINDINGS, "A & B\nC"),)), destination(), "C1", SENT))
+    text = hl7.readable(
+        hl7.write(report(sentences=(Sentence(Section.FINDINGS, "A & B\nC"),)), destination(), "C1", SENT)
+    )
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "25 Result status R" in lines
     assert "5 Observation value A & B" in lines

@@ -40,6 +40,7 @@ class MllpConnection:
         self.destination = destination
         self._socket: socket.socket | None = None
         self._received = b""  # bytes behind the last answer's end block
+        self._stored: set[str] = set()  # answered CA on this connection: their application answer may come any time
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -84,6 +85,8 @@ class MllpConnection:
         answer = self._answer(connection, control_id, deadline)
         if answer.code == "CA" and self.destination.wait_for_application_answer:
             return self._application_answer(connection, control_id) or answer
+        if answer.code == "CA":
+            self._stored.add(control_id)
         return answer
 
     def _application_answer(self, connection: socket.socket, control_id: str) -> Acknowledgement | None:
@@ -96,6 +99,8 @@ class MllpConnection:
 
     def _answer(self, connection: socket.socket, control_id: str, deadline: float) -> Acknowledgement:
         answer = acknowledgement.parse(self._read(connection, deadline))
+        while answer.control_id in self._stored and answer.control_id != control_id:
+            answer = acknowledgement.parse(self._read(connection, deadline))
         if answer.control_id != control_id:
             raise DeliveryUnavailableError(
                 "the receiver acknowledged another control id (MSA-2); it may have lost its place", answer.code
@@ -128,6 +133,7 @@ class MllpConnection:
 
     def _disconnect(self) -> None:
         self._received = b""
+        self._stored.clear()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
