@@ -1,0 +1,72 @@
+"""From generated text to sections and sentences.
+
+A report has the sections Findings, Impression and Recommendations, each begun by its name and a colon; text before the first
+name belongs to Findings. A thinking block is never part of a report.
+"""
+
+import re
+from dataclasses import dataclass
+
+FINDINGS, IMPRESSION, RECOMMENDATIONS = "findings", "impression", "recommendations"
+SECTIONS = (FINDINGS, IMPRESSION, RECOMMENDATIONS)
+THINKING_END = "</think>"
+THINKING_START = "<think>"
+
+_HEADER = re.compile(
+    r"(?:^|(?<=[\n.;:!?])|(?<=[.;:!?] ))[ \t]*[*#]{0,4}[ \t]*(findings?|impressions?|recommendations?)[ \t]*:[*]{0,2}",
+    re.IGNORECASE | re.MULTILINE,
+)
+# A sentence ends at . ! ? before white space and a new start, or at a line's end. "3.5 cm", "e.g. left" and "1." do not end one.
+_BOUNDARY = re.compile(r"(?<!\b[A-Za-z]\.[A-Za-z]\.)(?<!^\d\.)(?<!\n\d\.)(?<=[.!?])\s+(?=[\w(\[\"'-])|\n+")
+
+
+@dataclass(frozen=True)
+class SentenceSpan:
+    """A sentence's section and its place [start, end) in the generated text."""
+
+    section: str
+    start: int
+    end: int
+    text: str
+
+
+def strip_thinking(text: str) -> int:
+    """Where the report begins: after the last thinking block; at the end when a block was begun and never closed."""
+    closed = text.rfind(THINKING_END)
+    if closed >= 0:
+        return closed + len(THINKING_END)
+    opened = text.find(THINKING_START)
+    return len(text) if opened >= 0 else 0
+
+
+def split_report(text: str) -> list[SentenceSpan]:
+    """Sentences of the text in order, each with its section and its place in the text.
+
+    >>> [(s.section, s.text) for s in split_report("Lungs are clear. Impression: Normal chest.")]
+    [('findings', 'Lungs are clear.'), ('impression', 'Normal chest.')]
+    """
+    begin = strip_thinking(text)
+    section, position = FINDINGS, begin
+    sentences: list[SentenceSpan] = []
+    for header in _HEADER.finditer(text, begin):
+        sentences += _sentences(text, position, header.start(), section)
+        section, position = _section(header.group(1)), header.end()
+    return sentences + _sentences(text, position, len(text), section)
+
+
+def _section(name: str) -> str:
+    return next(section for section in SECTIONS if section.startswith(name.lower().rstrip("s")))
+
+
+def _sentences(text: str, start: int, end: int, section: str) -> list[SentenceSpan]:
+    spans = []
+    part = text[start:end]
+    cuts = [(0, 0), *(match.span() for match in _BOUNDARY.finditer(part)), (len(part), len(part))]
+    for (_, first), (last, _) in zip(cuts, cuts[1:], strict=False):
+        sentence = part[first:last]
+        lead = len(sentence) - len(sentence.lstrip())
+        stripped = sentence.strip()
+        if any(character.isalnum() for character in stripped):
+            begin = start + first + lead
+            spans.append(SentenceSpan(section, begin, begin + len(stripped), stripped))
+    return spans

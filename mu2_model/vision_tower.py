@@ -1,0 +1,86 @@
+"""The 3D vision transformer (ViT-B/3D) that turns a chunk of slices into patch tokens, and the projector behind it.
+
+Owned rather than taken from MONAI, whose blocks grew cross-attention keys that strict loading of published weights refuses.
+Shape letters: L live chunks, P patches of a chunk, N pooled tokens of a chunk, W vision width, H language-model width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from mu2_model.attention import merge_heads
+from mu2_model.configuration_mu2 import Mu2Config, Mu2VisionConfig
+
+
+class VisionBlock(GradientCheckpointingLayer):
+    """A pre-norm transformer block: attention without bias on q, k, v, then a two-layer MLP with exact GELU."""
+
+    def __init__(self, config: Mu2VisionConfig):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x_LPW: Tensor) -> Tensor:
+        """One block; shape is kept."""
+        chunks, patches, width = x_LPW.shape
+        qkv = self.qkv(self.norm1(x_LPW)).view(chunks, patches, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        x_LPW = x_LPW + self.output(merge_heads(F.scaled_dot_product_attention(query, key, value)))
+        return x_LPW + self.fc2(F.gelu(self.fc1(self.norm2(x_LPW))))
+
+
+class Mu2VisionTower(nn.Module):
+    """Patch embedding, learned positions, CLS token, pre-norm blocks and a final LayerNorm; the CLS token is dropped."""
+
+    def __init__(self, config: Mu2VisionConfig):
+        super().__init__()
+        self.image_size = tuple(config.image_size)
+        self.patch_size = tuple(config.patch_size)
+        depth, height, width = config.patch_grid
+        voxels = config.num_channels * self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
+        self.patch_embedding = nn.Linear(voxels, config.hidden_size)
+        self.position_embedding = nn.Parameter(torch.zeros(1, depth * height * width, config.hidden_size))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, chunks: Tensor) -> Tensor:
+        """(L, channels, slices, rows, columns) to patch tokens (L, P, W), ordered (slice, row, column)."""
+        if tuple(chunks.shape[-3:]) != self.image_size:
+            raise ValueError(f"chunks of {tuple(chunks.shape[-3:])} voxels, but the tower takes {self.image_size}")
+        x_LPW = self.patch_embedding(patchify(chunks, self.patch_size)) + self.position_embedding
+        x_LPW = torch.cat((self.cls_token.expand(x_LPW.shape[0], -1, -1), x_LPW), dim=1)
+        for block in self.blocks:
+            x_LPW = block(x_LPW)
+        return self.norm(x_LPW)[:, 1:]
+
+
+def patchify(chunks: Tensor, patch_size: tuple[int, ...]) -> Tensor:
+    """Cut chunks (L, c, D, H, W) into vectors (L, P, p1·p2·p3·c), voxels ordered (p1 p2 p3 c)."""
+    count, channels, *size = chunks.shape
+    (p1, p2, p3), (d, h, w) = patch_size, [axis // patch for axis, patch in zip(size, patch_size, strict=True)]
+    patches = chunks.reshape(count, channels, d, p1, h, p2, w, p3).permute(0, 2, 4, 6, 3, 5, 7, 1)
+    return patches.reshape(count, d * h * w, p1 * p2 * p3 * channels)
+
+
+class Mu2Projector(nn.Module):
+    """Average-pool the patch grid, then Linear, GELU, Linear to the width of the language model."""
+
+    def __init__(self, config: Mu2Config):
+        super().__init__()
+        self.grid = config.projector_grid
+        self.pooling_size = config.tokenizer.projector_pooling_size
+        self.fc1 = nn.Linear(config.vision.hidden_size, config.hidden_size)
+        self.fc2 = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x_LPW: Tensor) -> Tensor:
+        """(L, P, W) to (L, N, H)."""
+        grid = x_LPW.transpose(1, 2).unflatten(2, self.grid)
+        pooled = F.avg_pool3d(grid, self.pooling_size).flatten(2).transpose(1, 2)
+        return self.fc2(F.gelu(self.fc1(pooled)))
