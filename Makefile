@@ -1,0 +1,43 @@
+# make demo   one study through the whole system, on this machine alone
+# make test   everything that must hold, in under ten minutes
+# make check  lint and types
+# make chaos  200 seeded kills; SEED=1 KILLS=200
+# make bench  the figures that the README quotes
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+SEED ?= 1
+KILLS ?= 200
+
+.PHONY: demo test check chaos bench clean
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[listener,worker,review]'
+	touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[listener,worker,review,train,dev]'
+	touch $@
+
+demo: $(VENV)/ready
+	$(BIN)/mu2 demo
+
+test: $(VENV)/ready-dev
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+check: $(VENV)/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+chaos: $(VENV)/ready-dev
+	$(BIN)/python -m tests.end_to_end.chaos --seed $(SEED) --kills $(KILLS)
+
+bench: $(VENV)/ready-dev
+	$(BIN)/python benchmarks/store.py
+	$(BIN)/python benchmarks/pipeline.py
+
+clean:
+	rm -rf $(VENV) .mu2 .pytest_cache .mypy_cache .ruff_cache .hypothesis
