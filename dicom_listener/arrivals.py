@@ -1,0 +1,288 @@
+"""From stored instances to complete studies: what a data set says becomes a row, and quiet studies are submitted.
+
+A study is complete when nothing of it arrived for `quiet_seconds` and no open association that sent to it holds it back;
+an association that sent nothing for it within `open_association_limit_seconds` no longer does. The rows carry the
+arrival times, so a listener that was killed goes on where it stopped.
+"""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+
+import sqlalchemy as sa
+import structlog
+
+from dicom_listener.attributes import Attributes
+from dicom_listener.metrics import Metrics
+from dicom_listener.storage import Held, Store, read_file
+from worker.core import arrivals, studies
+from worker.core.arrivals import Arrival
+from worker.core.database import Database
+from worker.core.errors import DatabaseUnavailableError, InvalidObjectError, RetryableError
+from worker.core.records import Instance, Priority
+
+log = structlog.get_logger(__name__)
+
+RECOVERY_GROUP = 200
+RECOVERY_RETRY_SECONDS = 5.0
+LONGEST_TICK_SECONDS = 1.0
+# Study Priority ID (0032,000C) and Requested Procedure Priority (0040,1003) as they are sent.
+_RANK_OF_VALUE = {"STAT": Priority.STAT, "HIGH": Priority.URGENT, "ASAP": Priority.URGENT}
+_RANK_OF_NAME = {"stat": Priority.STAT, "urgent": Priority.URGENT, "routine": Priority.ROUTINE}
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")  # PostgreSQL refuses NUL; none belongs into a one-line value
+
+Submit = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How a study ranks: by who sends it, by what it asks for, by a word in its texts; the most urgent of them counts."""
+
+    by_word: Mapping[str, str]  # word → stat, urgent or routine
+
+    def rank(self, attributes: Attributes, peer_priority: str | None) -> Priority:
+        """The priority of a study that `attributes` describe."""
+        asked = (attributes.study_priority.upper(), attributes.requested_priority.upper())
+        ranks = [_RANK_OF_VALUE[value] for value in asked if value in _RANK_OF_VALUE]
+        if peer_priority:
+            ranks.append(_RANK_OF_NAME[peer_priority])
+        if self.by_word:
+            words = {attributes.requested_priority, attributes.requested_procedure, attributes.study_description}
+            text = " ".join(words).casefold()
+            ranks += [
+                _RANK_OF_NAME[rank]
+                for word, rank in self.by_word.items()
+                if re.search(rf"(?<!\w){re.escape(word.casefold())}(?!\w)", text)
+            ]
+        return min(ranks, default=Priority.ROUTINE)
+
+
+def arrival(
+    held: Held, said: Attributes, name: str, calling_ae: str, priority: Priority, received_at: datetime
+) -> Arrival:
+    """The row of a stored instance."""
+    return Arrival(
+        path=name,
+        size_bytes=held.size_bytes,
+        sha256=held.sha256,
+        sop_class_uid=said.sop_class_uid,
+        sop_instance_uid=said.sop_instance_uid,
+        transfer_syntax_uid=held.transfer_syntax,
+        study_instance_uid=said.study_uid,
+        series_instance_uid=said.series_uid,
+        received_at=received_at,
+        calling_ae=calling_ae,
+        priority=priority,
+        patient_identifier=_line(said.patient_id, 64),
+        patient_authority=_line(said.issuer_of_patient_id, 64),
+        patient_name=_line(said.patient_name, 324),
+        patient_birth_date=_date(said.birth_date),
+        patient_sex=_line(said.sex, 16),
+        accession=_line(said.accession_number, 64),
+        placer=_line(said.placer, 64),
+        filler=_line(said.filler, 64),
+        referring_physician=_line(said.referring_physician, 324),
+        study_time=_study_time(said.study_date, said.study_time),
+        study_description=_line(said.study_description, 64),
+        modality=_line(said.modality, 16),
+        series_number=_number(said.series_number),
+        series_description=_line(said.series_description, 64),
+    )
+
+
+def _line(text: str, most: int) -> str:
+    """`text` as its column takes it. The lengths are the standard's own; a longer value breaks it and is cut."""
+    return _CONTROL_CHARACTERS.sub("", text)[:most] if text else ""
+
+
+def _date(value: str) -> date | None:
+    digits = value.replace(".", "")  # ACR-NEMA wrote 1993.08.22
+    try:
+        return datetime.strptime(digits[:8], "%Y%m%d").date() if len(digits) >= 8 else None
+    except ValueError:
+        return None
+
+
+def _study_time(day: str, time_of_day: str) -> datetime | None:
+    found = _date(day)
+    if found is None:
+        return None
+    digits = time_of_day.replace(":", "").partition(".")[0]
+    if not (digits.isascii() and digits.isdigit() and len(digits) in (2, 4, 6)):
+        return datetime(found.year, found.month, found.day)
+    hour, minute, second = (int(digits[i : i + 2] or 0) for i in (0, 2, 4))
+    try:
+        return datetime(found.year, found.month, found.day, hour, minute, second)
+    except ValueError:  # 24:00, or a leap second
+        return datetime(found.year, found.month, found.day)
+
+
+def _number(value: str) -> int | None:
+    try:
+        number = int(value)
+    except ValueError:
+        return None
+    return number if -(2**31) <= number < 2**31 else None
+
+
+class Holds:
+    """Which studies open associations hold back. Safe for threads."""
+
+    def __init__(self, limit_seconds: float) -> None:
+        self._limit_seconds = limit_seconds
+        self._lock = threading.Lock()
+        self._sent: dict[int, dict[str, float]] = {}  # association → study id → when it last sent to it (monotonic)
+
+    def note(self, association: int, study_id: str) -> None:
+        """An open association sent an instance of a study."""
+        with self._lock:
+            self._sent.setdefault(association, {})[study_id] = time.monotonic()
+
+    def end(self, association: int) -> None:
+        """The association ended, one way or another."""
+        with self._lock:
+            self._sent.pop(association, None)
+
+    def held(self) -> set[str]:
+        """Ids of the studies that are not complete however quiet they are."""
+        since = time.monotonic() - self._limit_seconds
+        with self._lock:
+            for sent in self._sent.values():
+                for study_id in [s for s, at in sent.items() if at < since]:
+                    del sent[study_id]
+            return {study_id for sent in self._sent.values() for study_id in sent}
+
+
+class Completer:
+    """The thread that completes quiet studies and rings the doorbell for each."""
+
+    def __init__(
+        self,
+        database: Database,
+        quiet_seconds: float,
+        held: Callable[[], Collection[str]],
+        submit: Submit,
+        metrics: Metrics,
+    ) -> None:
+        self._database = database
+        self._quiet_seconds = quiet_seconds
+        self._held = held
+        self._submit = submit
+        self._metrics = metrics
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="completer", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread; what is quiet by then waits for the next start."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        tick = min(LONGEST_TICK_SECONDS, self._quiet_seconds / 4)
+        while not self._stop.wait(tick):
+            try:
+                self.complete_quiet()
+            except DatabaseUnavailableError as error:
+                log.warning("completion_postponed", error=type(error).__name__)
+
+    def complete_quiet(self) -> list[str]:
+        """Completes what is quiet now; returns the study ids. Raises `DatabaseUnavailableError`."""
+        held = self._held()
+        done = self._database.run(lambda session: studies.complete_quiet(session, self._quiet_seconds, held))
+        for study_id in done:
+            self._metrics.completed.inc()
+            log.info("study_complete", study_id=study_id)
+            try:
+                self._submit(study_id)
+            except RetryableError as error:  # the row says that it is due; the sweeper rings
+                log.warning("doorbell_unheard", study_id=study_id, error=type(error).__name__)
+        return done
+
+
+def recover(store: Store, database: Database, ranking: Ranking, metrics: Metrics) -> int:
+    """Makes the rows of stored instances that have none; returns how many. Raises `DatabaseUnavailableError`.
+
+    Looks through the folders that changed since the last recovery. It may run beside live arrivals: a row that both
+    make is made once, because both name the same path.
+    """
+    began = time.time()
+    made = 0
+    group: list[str] = []
+    for name in store.stored_since(store.recovered_at()):
+        group.append(name)
+        if len(group) == RECOVERY_GROUP:
+            made += _recover_group(store, database, ranking, group)
+            group = []
+    made += _recover_group(store, database, ranking, group)
+    store.note_recovery(began)
+    if made:
+        log.warning("rows_recovered", instances=made)
+        metrics.recovered.inc(made)
+    return made
+
+
+def _recover_group(store: Store, database: Database, ranking: Ranking, names: list[str]) -> int:
+    with database.read() as session:
+        known = set(session.scalars(sa.select(Instance.path).where(Instance.path.in_(names))))
+    found = []
+    for name in names:
+        if name in known:
+            continue
+        try:
+            held = read_file(store.path(name))
+            said = held.attributes()
+        except (InvalidObjectError, OSError) as error:
+            log.error("stored_file_unreadable", error=type(error).__name__)
+            continue
+        received_at = datetime.fromtimestamp(held.path.stat().st_mtime, UTC)
+        found.append(arrival(held, said, name, "", ranking.rank(said, None), received_at))
+    if not found:
+        return 0
+    return sum(not recorded.duplicate for recorded in arrivals.record(database, found))
+
+
+class Recovery:
+    """The thread that runs `recover` at start-up, and again whenever a group of instances was left without rows."""
+
+    def __init__(self, store: Store, database: Database, ranking: Ranking, metrics: Metrics) -> None:
+        self._work = lambda: recover(store, database, ranking, metrics)
+        self._wanted = threading.Event()
+        self._wanted.set()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="recovery", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._stopping.set()
+        self._wanted.set()
+        self._thread.join()
+
+    def request(self) -> None:
+        """Asks for another run, soon."""
+        self._wanted.set()
+
+    def done(self) -> bool:
+        """True when no run is owed."""
+        return not self._wanted.is_set()
+
+    def _run(self) -> None:
+        while self._wanted.wait() and not self._stopping.is_set():
+            try:
+                self._work()
+                self._wanted.clear()
+            except RetryableError as error:
+                log.warning("recovery_postponed", error=type(error).__name__)
+            except OSError as error:
+                log.error("recovery_postponed", error=type(error).__name__)
+            self._stopping.wait(RECOVERY_RETRY_SECONDS)

@@ -1,0 +1,134 @@
+"""The accept loop: never blocks on a peer, gives no thread to one that says nothing, and sheds when too many wait.
+
+A connection waits in the lobby, without a thread, until its first byte is there. So silent clients, with or without TLS,
+cost a socket each and no more; those that say a little and then stop are the server's half-open associations, which it
+bounds in the same way: the oldest of the address that has most of them goes first, because an honest sender is through
+in milliseconds.
+"""
+
+import errno
+import selectors
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import structlog
+
+from dicom_listener.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+LOBBY_SIZE = 256
+BACKLOG = 512
+TICK_SECONDS = 0.25
+_NO_DESCRIPTORS_PAUSE_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class _Guest:
+    connection: socket.socket
+    address: str
+    deadline: float  # monotonic
+
+
+def oldest_of_busiest(addresses: Iterable[str]) -> int:
+    """Index of the first entry of the address that occurs most; `addresses` is not empty and in order of age."""
+    entries = list(addresses)
+    busiest, _ = Counter(entries).most_common(1)[0]
+    return entries.index(busiest)
+
+
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening socket; `shared` lets several processes accept on one port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind((host, port))
+    listener.listen(BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+class Door(threading.Thread):
+    """Accepts connections and hands over, by `enter`, those that have begun to speak."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        enter: Callable[[socket.socket, str], None],
+        patience_seconds: float,
+        metrics: Metrics,
+    ) -> None:
+        super().__init__(name="door", daemon=True)
+        self._listener = listener
+        self._enter = enter
+        self._patience_seconds = patience_seconds
+        self._metrics = metrics
+        self._lobby: dict[int, _Guest] = {}  # by file descriptor, in order of age
+        self._selector = selectors.DefaultSelector()  # epoll: no limit of 1,024 descriptors
+        self._stopping = False
+
+    def run(self) -> None:
+        """Accepts until `close`."""
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        while not self._stopping:
+            for key, _ in self._selector.select(TICK_SECONDS):
+                if key.fileobj is self._listener:
+                    self._accept()
+                else:
+                    self._knock(key.fd)
+            self._expire()
+        for fd in list(self._lobby):
+            self._leave(fd).connection.close()
+        self._selector.close()
+        self._listener.close()
+
+    def close(self) -> None:
+        """Stops accepting and closes what waits in the lobby."""
+        self._stopping = True
+        if self.is_alive():
+            self.join()
+
+    def _accept(self) -> None:
+        try:
+            connection, address = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                raise
+            log.error("no_descriptors", error=errno.errorcode[error.errno])
+            self._shed()
+            time.sleep(_NO_DESCRIPTORS_PAUSE_SECONDS)
+            return
+        if len(self._lobby) >= LOBBY_SIZE:
+            self._shed()
+        guest = _Guest(connection, str(address[0]), time.monotonic() + self._patience_seconds)
+        self._lobby[connection.fileno()] = guest
+        self._selector.register(connection, selectors.EVENT_READ)
+
+    def _knock(self, fd: int) -> None:
+        guest = self._leave(fd)
+        guest.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._enter(guest.connection, guest.address)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for fd in [fd for fd, guest in self._lobby.items() if guest.deadline <= now]:
+            self._leave(fd).connection.close()
+
+    def _shed(self) -> None:
+        if self._lobby:
+            fds = list(self._lobby)
+            self._leave(fds[oldest_of_busiest(g.address for g in self._lobby.values())]).connection.close()
+            self._metrics.shed.inc()
+
+    def _leave(self, fd: int) -> _Guest:
+        guest = self._lobby.pop(fd)
+        self._selector.unregister(guest.connection)
+        return guest

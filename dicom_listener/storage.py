@@ -1,0 +1,323 @@
+"""The instance store: files that are whole, durable and named by hashes, so that no sender's string becomes a path.
+
+    <root>/incoming/<process>/<n>.part                      what is being received; swept when its process is dead
+    <root>/instances/<hh>/<study hash>/<sop hash>-<content hash>.dcm      what was received
+    <root>/recovered                                       its mtime says since when folders must be looked through
+
+The name holds a hash of the content, so equal bytes of one instance have one name (sending them again changes nothing)
+and other bytes under the same SOP Instance UID never overwrite the first: the rows say which of them counts.
+
+Order of safety: file fsynced, renamed into its folder, folder (and new parents) fsynced; the row is the caller's next
+step, and only then may a sender hear "success".
+"""
+
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import struct
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dicom_listener import attributes
+from dicom_listener.attributes import Attributes
+from dicom_listener.negotiation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from worker.core.errors import InvalidObjectError, StoreUnavailableError
+
+PREAMBLE = bytes(128) + b"DICM"
+FLOOR_CHECK_BYTES = 64 << 20  # the disk's floor is looked at again after each of these
+_INSTANCES = "instances"
+MOST_REMEMBERED_FOLDERS = 4_096
+_META_OFFSET = len(PREAMBLE) + 12  # behind (0002,0000), whose value is the length of the rest
+_RECOVERY_MARGIN_SECONDS = 86_400.0
+_LONG_META = (b"OB", b"UN", b"OW", b"SQ", b"UT")
+
+
+def file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str) -> bytes:
+    """Preamble and File Meta Information (PS3.10 section 7.1), without the sender's AE title: equal bytes, equal files."""
+    body = b"".join(
+        (
+            struct.pack("<HH2sHI2s", 2, 1, b"OB", 0, 2, b"\0\1"),
+            _meta_element(0x0002, b"UI", sop_class_uid),
+            _meta_element(0x0003, b"UI", sop_instance_uid),
+            _meta_element(0x0010, b"UI", transfer_syntax),
+            _meta_element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
+            _meta_element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME),
+        )
+    )
+    return PREAMBLE + struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(body)) + body
+
+
+def _meta_element(element: int, vr: bytes, value: str) -> bytes:
+    raw = value.encode("ascii")
+    raw += (b"\0" if vr == b"UI" else b" ") * (len(raw) % 2)
+    return struct.pack("<HH2sH", 2, element, vr, len(raw)) + raw
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One whole, fsynced file that has no place in the store yet."""
+
+    path: Path
+    size_bytes: int  # of the file
+    offset: int  # of the data set in the file
+    sha256: str  # of the data set's bytes as received
+    head: bytes  # first bytes of the data set
+    transfer_syntax: str
+
+    def attributes(self) -> Attributes:
+        """What the data set says about itself; raises `InvalidObjectError` when it cannot be read."""
+        data_set_bytes = self.size_bytes - self.offset
+        found = attributes.read(self.head, self.transfer_syntax, whole=len(self.head) == data_set_bytes)
+        if found is not None:
+            return found
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            more = file.read(attributes.MORE_BYTES)
+        found = attributes.read(more, self.transfer_syntax, whole=len(more) == data_set_bytes)
+        if found is None:
+            raise InvalidObjectError("the data set names no series within its first 16 MiB")
+        return found
+
+
+class Incoming:
+    """One data set on its way to the disk. Any failure to write is a `StoreUnavailableError`; nothing is left behind."""
+
+    def __init__(self, store: "Store", path: Path, header: bytes, transfer_syntax: str) -> None:
+        self._store = store
+        self._path = path
+        self._transfer_syntax = transfer_syntax
+        self._digest = hashlib.sha256()
+        self._offset = len(header)
+        self._size = len(header)
+        self._next_floor_check = FLOOR_CHECK_BYTES
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            raise _unavailable(error) from error
+        self._write(header)
+
+    @property
+    def data_set_bytes(self) -> int:
+        """Bytes of the data set so far."""
+        return self._size - self._offset
+
+    def write(self, piece: memoryview) -> None:
+        """Appends a piece of the data set."""
+        self._digest.update(piece)
+        self._write(piece)
+        self._size += len(piece)
+        if self._size > self._next_floor_check:
+            self._next_floor_check = self._size + FLOOR_CHECK_BYTES
+            self._store.check_floor()
+
+    def _write(self, data: bytes | memoryview) -> None:
+        try:
+            written = os.write(self._fd, data)
+            while written < len(data):
+                written += os.write(self._fd, memoryview(data)[written:])
+        except OSError as error:
+            raise _unavailable(error) from error
+
+    def finish(self) -> Held:
+        """Makes the file durable and closes it."""
+        try:
+            os.fsync(self._fd)
+            head = os.pread(self._fd, attributes.HEAD_BYTES, self._offset)
+        except OSError as error:
+            raise _unavailable(error) from error
+        os.close(self._fd)
+        self._fd = -1
+        return Held(self._path, self._size, self._offset, self._digest.hexdigest(), head, self._transfer_syntax)
+
+    def discard(self) -> None:
+        """Removes the file; harmless when it was finished, placed or discarded before."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._path.unlink(missing_ok=True)
+
+
+class Store:
+    """The folder of one store, opened by one process. Safe for threads."""
+
+    def __init__(self, root: Path, floor_bytes: int) -> None:
+        self.root = root
+        self._floor_bytes = floor_bytes
+        self._instances = root / _INSTANCES
+        self._incoming = root / "incoming" / secrets.token_hex(8)
+        self._lock_fd = -1
+        self._durable: set[Path] = set()  # study folders whose own entries this process has synced
+
+    def open(self) -> None:
+        """Creates the folders, claims one for incoming files and sweeps those of dead processes."""
+        try:
+            for folder in (self.root, self._instances, self._incoming.parent, self._incoming):
+                folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self._lock_fd = os.open(self._incoming / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+            for folder in (self.root.parent, self.root):
+                _sync_folder(folder)
+            self._sweep()
+        except OSError as error:
+            raise _unavailable(error) from error
+
+    def close(self) -> None:
+        """Gives the incoming folder up."""
+        if self._lock_fd >= 0:
+            shutil.rmtree(self._incoming, ignore_errors=True)
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def check_floor(self) -> None:
+        """Raises `StoreUnavailableError` when less than the floor is free."""
+        try:
+            status = os.statvfs(self.root)
+        except OSError as error:
+            raise _unavailable(error) from error
+        if status.f_bavail * status.f_frsize < self._floor_bytes:
+            raise StoreUnavailableError("free disk is below MU2_STORE__FLOOR_BYTES; make room or lower the floor")
+
+    def receive(self, sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str) -> Incoming:
+        """A new incoming file with its header written; raises `StoreUnavailableError`."""
+        self.check_floor()
+        header = file_meta(sop_class_uid, sop_instance_uid, transfer_syntax)
+        return Incoming(self, self._incoming / f"{secrets.token_hex(8)}.part", header, transfer_syntax)
+
+    def name(self, held: Held, study_uid: str, sop_instance_uid: str) -> str:
+        """The path, below the root, under which a file belongs."""
+        study = _hash(study_uid, 34)
+        content = _hash(held.transfer_syntax + held.sha256, 16)
+        return f"{_INSTANCES}/{study[:2]}/{study[2:]}/{_hash(sop_instance_uid, 24)}-{content}.dcm"
+
+    def place(self, held: Held, relative: str, unsynced: set[Path]) -> None:
+        """Moves a finished file to its name.
+
+        Adds the folders whose entries changed to `unsynced`; the file counts as stored once `sync` has seen them.
+        """
+        target = self.root / relative
+        folder = target.parent
+        try:
+            try:
+                held.path.rename(target)
+            except FileNotFoundError:
+                self._durable.discard(folder)
+                folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+                held.path.rename(target)
+        except OSError as error:
+            raise _unavailable(error) from error
+        if folder not in self._durable:  # made now, or by another process that may not have synced it yet
+            unsynced.update((self._instances, folder.parent))
+        unsynced.add(folder)
+
+    def sync(self, folders: Collection[Path]) -> None:
+        """Makes the entries of `folders` durable, parents first."""
+        try:
+            for folder in sorted(folders, key=lambda f: len(f.parts)):
+                _sync_folder(folder)
+        except OSError as error:
+            raise _unavailable(error) from error
+        if len(self._durable) > MOST_REMEMBERED_FOLDERS:
+            self._durable.clear()
+        self._durable.update(folders)
+
+    def path(self, relative: str) -> Path:
+        """The file of a row's path."""
+        return self.root / relative
+
+    def stored_since(self, since: float) -> Iterator[str]:
+        """Paths, relative to the root, of all files in folders that changed after `since` (seconds, epoch)."""
+        for shelf in _folders(self._instances):
+            for folder in _folders(shelf):
+                if folder.stat().st_mtime >= since:
+                    yield from (str(f.relative_to(self.root)) for f in sorted(folder.glob("*.dcm")))
+
+    def recovered_at(self) -> float:
+        """Since when folders must be looked through: a day before the last whole recovery began, 0 before the first."""
+        try:
+            return (self.root / "recovered").stat().st_mtime - _RECOVERY_MARGIN_SECONDS
+        except FileNotFoundError:
+            return 0.0
+
+    def note_recovery(self, began: float) -> None:
+        """Notes that a recovery which began at `began` looked through everything."""
+        marker = self.root / "recovered"
+        marker.touch(mode=0o640)
+        os.utime(marker, (began, began))
+
+    def _sweep(self) -> None:
+        for folder in _folders(self._incoming.parent):
+            if folder == self._incoming:
+                continue
+            try:
+                fd = os.open(folder / "lock", os.O_RDWR)
+            except FileNotFoundError:
+                continue  # between mkdir and its lock: alive
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            except BlockingIOError:
+                continue  # its process is alive
+            finally:
+                os.close(fd)
+
+
+def read_file(path: Path) -> Held:
+    """A stored file as if it were just received; for the recovery of rows.
+
+    Raises `InvalidObjectError` when the file has not the form in which this store writes.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        start = file.read(_META_OFFSET)
+        if len(start) < _META_OFFSET or start[128:132] != b"DICM":
+            raise InvalidObjectError(f"{path.name} in the store is no DICOM file; move it away")
+        length = struct.unpack_from("<I", start, _META_OFFSET - 4)[0]
+        if length > 65_536:
+            raise InvalidObjectError(f"{path.name} in the store has a broken file header; move it away")
+        syntax = _meta_value(file.read(length), 0x0010)
+        head = file.read(attributes.HEAD_BYTES)
+        digest.update(head)
+        size = _META_OFFSET + length + len(head)
+        while block := file.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return Held(path, size, _META_OFFSET + length, digest.hexdigest(), head, syntax)
+
+
+def _meta_value(meta: bytes, element: int) -> str:
+    position = 0
+    while position + 8 <= len(meta):
+        group, number, vr, length = struct.unpack_from("<HH2sH", meta, position)
+        position += 8
+        if vr in _LONG_META:
+            length = struct.unpack_from("<I", meta, position)[0]
+            position += 4
+        if (group, number) == (2, element):
+            return meta[position : position + length].rstrip(b"\0 ").decode("ascii", errors="replace")
+        position += length
+    raise InvalidObjectError("a file in the store names no transfer syntax; move it away")
+
+
+def _hash(text: str, digits: int) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+def _folders(parent: Path) -> Iterator[Path]:
+    with os.scandir(parent) as entries:
+        yield from sorted(Path(e.path) for e in entries if e.is_dir(follow_symlinks=False))
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _unavailable(error: OSError) -> StoreUnavailableError:
+    reason = os.strerror(error.errno) if error.errno else type(error).__name__
+    return StoreUnavailableError(f"the instance store cannot be written ({reason}); look at its disk and its rights")
