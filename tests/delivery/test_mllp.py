@@ -63,7 +63,7 @@ def test_receiver_that_closes_after_each_message_gets_each_once():
     with MllpReceiver(behaviour=Behaviour.AA_THEN_CLOSE) as receiver, connection(receiver.port) as client:
         for n in range(3):
             client.send(message(f"C{n}"), f"C{n}")
-            wait_until(lambda n=n: len(receiver._sockets) == 0)
+            wait_until(lambda: receiver.open_connections == 0)
     assert [m.control_id for m in receiver.received] == ["C0", "C1", "C2"]
 
 
@@ -78,7 +78,8 @@ def wait_until(condition, seconds=5.0):
 def test_rejection_is_final_and_carries_the_answer(code):
     with (
         MllpReceiver(behaviour=Behaviour(code), text="unknown patient Rossi") as receiver,
-        connection(receiver.port) as client, pytest.raises(DeliveryRefusedError) as caught,
+        connection(receiver.port) as client,
+        pytest.raises(DeliveryRefusedError) as caught,
     ):
         client.send(message("C1"), "C1")
     assert (caught.value.code, caught.value.answer_text) == (code, "unknown patient Rossi")
@@ -89,7 +90,8 @@ def test_rejection_is_final_and_carries_the_answer(code):
 def test_error_is_retryable_and_carries_the_answer(code):
     with (
         MllpReceiver(behaviour=Behaviour(code), text="Rossi is locked") as receiver,
-        connection(receiver.port) as client, pytest.raises(DeliveryUnavailableError) as caught,
+        connection(receiver.port) as client,
+        pytest.raises(DeliveryUnavailableError) as caught,
     ):
         client.send(message("C1"), "C1")
     assert (caught.value.code, caught.value.answer_text) == (code, "Rossi is locked")
@@ -136,7 +138,7 @@ def test_client_never_sends_a_message_twice_by_itself():
     with MllpReceiver(behaviour=Behaviour.CLOSE) as receiver, connection(receiver.port) as client:
         with pytest.raises(DeliveryUnavailableError):
             client.send(message("C1"), "C1")
-        wait_until(lambda: not receiver._sockets)
+        wait_until(lambda: receiver.open_connections == 0)
     assert len(receiver.received) == 1
 
 
@@ -258,16 +260,6 @@ def test_client_of_another_package_is_acknowledged_by_our_receiver(receiver):
     assert acknowledgement.parse(answer.removeprefix(START_BLOCK).removesuffix(END_BLOCK)).control_id == "C1"
 
 
-def test_receiver_stops_at_once_with_open_and_silent_connections():
-    receiver = MllpReceiver()
-    receiver.start()
-    with socket.create_connection(("127.0.0.1", receiver.port)), socket.create_connection(("127.0.0.1", receiver.port)):
-        wait_until(lambda: receiver.connections == 2)
-        started = time.monotonic()
-        receiver.stop()
-    assert time.monotonic() - started < 1
-
-
 def test_receiver_tells_when_messages_have_arrived(receiver):
     assert not receiver.wait_for(1, 0.01)
     with connection(receiver.port) as client:
@@ -318,36 +310,39 @@ def test_tls_receiver_that_closes_after_each_message_is_survived(certificates):
     ):
         for n in range(3):
             client.send(message(f"C{n}"), f"C{n}")
-            wait_until(lambda: not receiver._sockets)
+            wait_until(lambda: receiver.open_connections == 0)
     assert len(receiver.received) == 3
 
 
 def test_missing_client_certificate_is_an_error_and_no_message_arrives(certificates):
     with (
-        ,
-        eceiver(tls=certificates.server(client_certificates=True)) as receiver,
-    ):
+        MllpReceiver(tls=certificates.server(client_certificates=True)) as receiver,
         connection(receiver.port, tls=True, tls_ca=certificates.ca) as client,
+        pytest.raises(DeliveryUnavailableError),
     ):
-        with pytest.raises(DeliveryUnavailableError):
-            client.send(message("C1"), "C1")
+        client.send(message("C1"), "C1")
     assert receiver.received == []
 
 
 @pytest.mark.parametrize("name", ["another.host", None])
 def test_receiver_whose_certificate_is_not_trusted_gets_nothing(certificates, name, tmp_path):
     context = certificates.server(name) if name else Certificates(tmp_path).server()
-    with MllpReceiver(tls=context) as receiver, connection(receiver.port, tls=True, tls_ca=certificates.ca) as client:
-        with pytest.raises(DeliveryUnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
-            client.send(message("C1"), "C1")
+    with (
+        MllpReceiver(tls=context) as receiver,
+        connection(receiver.port, tls=True, tls_ca=certificates.ca) as client,
+        pytest.raises(DeliveryUnavailableError, match="CERTIFICATE_VERIFY_FAILED"),
+    ):
+        client.send(message("C1"), "C1")
     assert receiver.received == []
 
 
 def test_tls_handshake_that_hangs_is_given_up_in_time(certificates):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        with connection(silent.getsockname()[1], tls=True, tls_ca=certificates.ca, connect_seconds=SHORT) as client:
-            with pytest.raises(DeliveryUnavailableError, match="no TLS connection"):
-                client.send(message("C1"), "C1")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        connection(silent.getsockname()[1], tls=True, tls_ca=certificates.ca, connect_seconds=SHORT) as client,
+        pytest.raises(DeliveryUnavailableError, match="no TLS connection"),
+    ):
+        client.send(message("C1"), "C1")
 
 
 def test_tls_file_that_is_missing_is_a_settings_error(tmp_path):
@@ -356,3 +351,19 @@ def test_tls_file_that_is_missing_is_a_settings_error(tmp_path):
         pytest.raises(SettingsError, match="tls_ca"),
     ):
         client.send(message("C1"), "C1")
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_receiver_stops_at_once_with_open_and_silent_connections(certificates, encrypted):
+    receiver = MllpReceiver(tls=certificates.server() if encrypted else None)
+    receiver.start()
+    with (
+        socket.create_connection(("127.0.0.1", receiver.port)),
+        connection(receiver.port, tls=encrypted, tls_ca=certificates.ca) as client,
+    ):
+        client.send(message("C1"), "C1")
+        wait_until(lambda: receiver.connections == 2)
+        started = time.monotonic()
+        receiver.stop()
+        assert time.monotonic() - started < 1
+    assert receiver.open_connections == 0

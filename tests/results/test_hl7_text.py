@@ -2,7 +2,7 @@
 
 import hl7 as python_hl7
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.results.examples import destination, parsed, report, section_text
@@ -60,12 +60,13 @@ def test_escaped_text_holds_no_delimiter_and_no_control_character(text):
 
 
 @settings(max_examples=25, deadline=None)
+@example(text="a\n \nb", name=" ", datatype="TX")
 @given(text=TEXTS.filter(str.strip), name=TEXTS, datatype=st.sampled_from(["TX", "FT"]))
 def test_any_text_comes_back_identical_from_a_whole_message(text, name, datatype):
     written = report(sentences=(Sentence(Section.FINDINGS, text),), patient=Patient("1", family_name=name))
     message = parsed(written, destination(text_type=datatype))
     assert lines_joined(section_text(message, "59776-5")) == lines_joined(text)
-    assert message.unescape(str(message.segment("PID")[5])) == (name or "^^^^^^U")
+    assert message.unescape(str(message.segment("PID")[5])) == (name if name.strip() else "^^^^^^U")
     assert [str(segment[0]) for segment in message] == ["MSH", "PID", "PV1", "ORC", "OBR", "NTE", "OBX", "OBX"]
 
 

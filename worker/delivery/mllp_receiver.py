@@ -100,6 +100,12 @@ class MllpReceiver:
         return int(self._listener.getsockname()[1]) if self._listener else self._requested_port
 
     @property
+    def open_connections(self) -> int:
+        """Connections that are open now."""
+        with self._changed:
+            return len(self._sockets)
+
+    @property
     def accepted(self) -> dict[str, bytes]:
         """Messages that were accepted, by control id; one that came twice stands once, as it came first."""
         with self._changed:
@@ -148,6 +154,9 @@ class MllpReceiver:
                 connection, _ = listener.accept()
             except OSError:
                 return  # shut down by `stop`
+            if self._tls:
+                # The wrapped socket replaces the plain one; the handshake waits for the connection's own thread.
+                connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
             with self._changed:
                 if self._stopping.is_set():
                     connection.close()  # `stop` has already looked through the open ones
@@ -157,15 +166,14 @@ class MllpReceiver:
             self._spawn(self._serve, connection)
 
     def _serve(self, connection: socket.socket) -> None:
-        wrapped = connection
         try:
-            if self._tls:
-                wrapped = self._tls.wrap_socket(connection, server_side=True)
-            self._converse(wrapped)
+            if isinstance(connection, ssl.SSLSocket):
+                connection.do_handshake()
+            self._converse(connection)
         except OSError:
             return  # the peer went away or spoke no TLS; a receiver has nobody to tell
         finally:
-            wrapped.close()
+            connection.close()
             with self._changed:
                 self._sockets.discard(connection)
 

@@ -146,6 +146,9 @@ class _OruR01:
         return message
 
     def _value(self, text: str, line_break: str | None = None) -> str:
+        """A text as it stands in a field; blanks alone say nothing in a field of one line, and hl7apy drops them."""
+        if line_break is None and not text.strip():
+            return ""
         fit = carried(text, self.destination.character_set)
         self.changed = self.changed or fit != text
         return escape(fit, line_break)
