@@ -2,7 +2,7 @@
 
 import hl7 as python_hl7
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.core.errors import DeliveryUnavailableError
@@ -50,6 +50,7 @@ def test_what_is_no_acknowledgement_is_an_error_without_its_bytes(payload):
     assert "hello" not in str(caught.value) and "OK" not in str(caught.value)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(payload):
     try:

@@ -1,5 +1,6 @@
 """ORU^R01 by the profile: every field where it belongs, every status from the one table."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -209,3 +210,9 @@ def test_error_names_the_field_and_no_patient():
     with pytest.raises(ReportError) as caught:
         parsed(report(patient=replace(DRAFT.patient, identifier="")))
     assert "Rossi" not in str(caught.value)
+
+
+def test_threads_of_one_worker_write_the_same_message():
+    with ThreadPoolExecutor(4) as pool:
+        written = set(pool.map(lambda _: hl7.write(report(), destination(), "C1", SENT), range(16)))
+    assert written == {hl7.write(report(), destination(), "C1", SENT)}

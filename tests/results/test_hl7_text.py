@@ -23,7 +23,7 @@ def message_with(value: str) -> python_hl7.Message:
     return python_hl7.parse(f"MSH|^~\\&|A\rOBX|1|TX|c||{value}|x".encode())
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(TEXTS)
 def test_any_text_comes_back_identical_from_one_field(text):
     message = message_with(escape(text))
@@ -31,7 +31,7 @@ def test_any_text_comes_back_identical_from_one_field(text):
     assert str(message.segment("OBX")[6]) == "x"
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(TEXTS)
 def test_any_text_comes_back_identical_as_repetitions_of_tx(text):
     message = message_with(escape(text, TX_BREAK))
@@ -39,7 +39,7 @@ def test_any_text_comes_back_identical_as_repetitions_of_tx(text):
     assert "\n".join(lines) == lines_joined(text)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(TEXTS)
 def test_any_text_comes_back_identical_with_the_breaks_of_ft(text):
     message = message_with(escape(text, FT_BREAK))
@@ -47,13 +47,13 @@ def test_any_text_comes_back_identical_with_the_breaks_of_ft(text):
     assert back.replace("\r", "\n") == lines_joined(text)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(TEXTS)
 def test_unescape_is_the_inverse_of_escape(text):
     assert unescape(escape(text)) == text
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.text())
 def test_escaped_text_holds_no_delimiter_and_no_control_character(text):
     assert not set(escape(text)) & {"|", "^", "&", "~", *map(chr, range(32))}
@@ -76,13 +76,13 @@ def test_hostile_text_stays_text(datatype):
     assert section_text(parsed(written, destination(text_type=datatype)), "59776-5") == HOSTILE
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.text())
 def test_transliterated_text_can_always_be_written_in_8859_1(text):
     assert carried(text, "8859/1").encode("latin-1").decode("latin-1") == transliterate(text)
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(st.text(alphabet=st.characters(max_codepoint=0x7F)))
 def test_ascii_text_is_not_touched(text):
     assert transliterate(text) == text
