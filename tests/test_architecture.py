@@ -104,6 +104,7 @@ def test_the_check_sees_a_wrong_arrow(tmp_path: Path) -> None:
     assert broken_arrows("worker.imaging.wrong", wrong) == ["worker.pipeline"]
 
 
-def test_only_the_celery_entry_reads_settings_by_itself() -> None:
+def test_settings_are_read_at_entries_only() -> None:
     readers = {m for m, p in modules() if "settings.current()" in p.read_text(encoding="utf-8")}
-    assert readers <= {"worker.celery", "migrations.env"}
+    entries = {"worker.celery", "worker.process", "migrations.env", "dicom_listener.__main__"}
+    assert {m for m in readers if not within(m, "worker.cli")} <= entries

@@ -1,13 +1,11 @@
 """What style and architecture promise and a test can see."""
 
 import ast
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel
-
 import pytest
+
+from tests.settings_table import README, settings_of, table, told
 from worker.core.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,25 +19,12 @@ def sources() -> list[Path]:
     return [p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))]
 
 
-def leaves(model: type[BaseModel], above: str = "MU2_") -> Iterator[tuple[str, str, str]]:
-    """(environment variable, default as text, description) of every setting."""
-    for name, field in model.model_fields.items():
-        variable = f"{above}{name.upper()}"
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from leaves(kind, f"{variable}__")
-        else:
-            yield variable, str(field.default), field.description or ""
-
-
 def test_every_setting_has_a_sentence() -> None:
-    assert [name for name, _, sentence in leaves(Settings) if not sentence.endswith(".")] == []
+    assert [name for name, _, sentence in settings_of(Settings) if not sentence.endswith(".")] == []
 
 
 def test_the_table_in_the_readme_is_the_settings() -> None:
-    rows = re.findall(r"^\| `(MU2_[A-Z0-9_]+)` \| (.*?) \| (.*?) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    told = {name: sentence for name, _, sentence in rows}
-    assert told == {name: sentence for name, _, sentence in leaves(Settings)}
+    assert told(README.read_text()) == table(), "run `python -m tests.settings_table`"
 
 
 def test_there_is_no_drawer() -> None:
