@@ -288,15 +288,17 @@ def _explain_shift(in_plane: Vector, depths: Vector, rules: ImagingRules) -> str
     steepest = math.degrees(
         math.atan(float((np.linalg.norm(np.diff(in_plane, axis=0), axis=1) / np.diff(depths)).max()))
     )
-    if angle > rules.maximum_tilt_degrees:
+    straight = off_line <= rules.uniform_mm
+    if straight and angle > rules.maximum_tilt_degrees:
         raise GeometryError(
             f"The slices step {angle:.0f} degrees away from their normal; at most {rules.maximum_tilt_degrees:g} can be a "
             "gantry tilt."
         )
-    if off_line <= max(rules.uniform_mm, 0.1):
+    if straight:
         return f"gantry tilt of {angle:.1f} degrees was sheared straight"
     if steepest > rules.maximum_tilt_degrees:
         raise GeometryError(
-            f"The image centre jumps sideways between neighbouring slices (up to {off_line:.1f} mm off a straight line)."
+            f"The image centre jumps sideways between neighbouring slices (up to {off_line:.1f} mm off a straight line). "
+            "Send each part as its own series."
         )
     return f"slices shifted sideways by up to {off_line:.1f} mm were aligned by their positions"

@@ -166,10 +166,11 @@ def read_headers(paths: Iterable[Path | str]) -> tuple[list[Header], list[Unread
 def _read(path: Path, file: BinaryIO) -> Header:
     dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS.values()))
     values = Values(dataset)
-    sop_class = values.text("SOPClassUID") or str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
+    stored_class = str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
+    sop_class = values.text("SOPClassUID") or stored_class
     sop_instance = values.text("SOPInstanceUID") or str(dataset.file_meta.get("MediaStorageSOPInstanceUID", ""))
     pixels = _locate_pixels(dataset, values, file)
-    if pixels is None and sop_class in CT_CLASSES:
+    if pixels is None and not CT_CLASSES.isdisjoint((sop_class, stored_class)):
         raise InvalidObjectError(
             "The CT object has no pixel data: the file ends inside its header. Send the object again."
         )
