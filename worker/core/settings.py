@@ -191,7 +191,12 @@ class RetentionSettings(_Group):
 class WorkerSettings(_Group):
     """The Celery worker."""
 
-    concurrency: int = Field(4, ge=1, description="Threads of one worker process.")
+    concurrency: int = Field(16, ge=1, description="Threads of one worker process; one is always left for doorbells.")
+    prepare_slots: int = Field(0, ge=0, description="Studies prepared at once by one process; 0 is half the cores.")
+    stop_seconds: Seconds = Field(
+        20.0, description="A worker told to stop finishes drafts and messages under way for this long."
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address of /livez, /readyz and /metrics of the worker.")
     metrics_port: Port = Field(
         9102, description="Port of /livez, /readyz and /metrics of the worker; 0 takes a free one."
     )
