@@ -10,31 +10,42 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
+from worker.broker import EmbeddedBroker
 from worker.core.settings import DELIMITER, PREFIX, Settings
 from worker.supervisor import Service, answers
 
-WORKER_STOP_SECONDS = 30.0  # a draft that takes longer is done again by the next worker
-LISTENER_STOP_SECONDS = 10.0
-BROKER_STOP_SECONDS = 5.0
+LISTENER_STOP_SECONDS = 15.0  # its own limit is 10
+BROKER_STOP_SECONDS = 10.0
+WORKER_STOP_MARGIN_SECONDS = 5.0
 
 
 def services(settings: Settings) -> list[Service]:
     """The services that these settings call for, in the order of their start; health ports must not be 0."""
-    return [worker_service(settings), listener_service(settings)]
+    embedded = [] if settings.queue.url.get_secret_value() else [broker_service(settings)]
+    return [*embedded, worker_service(settings), listener_service(settings)]
+
+
+def broker_service(settings: Settings) -> Service:
+    """The embedded Valkey."""
+    broker = EmbeddedBroker.from_settings(settings)
+    return Service("valkey", tuple(broker.command()), BROKER_STOP_SECONDS, broker.answers)
 
 
 def worker_service(settings: Settings, name: str = "worker", queues: str = "") -> Service:
     """The Celery worker, of all queues or of those named with commas."""
     command = [sys.executable, "-m", "celery", "-A", "worker", "worker", "--loglevel", settings.log.level]
     command += ["-Q", queues] if queues else []
-    port = settings.worker.metrics_port
-    return Service(name, tuple(command), WORKER_STOP_SECONDS, lambda: answers(port))
+    host, port = settings.worker.metrics_host, settings.worker.metrics_port
+    # its drafts may end within stop_seconds, then its messages
+    patience = 2 * settings.worker.stop_seconds + WORKER_STOP_MARGIN_SECONDS
+    return Service(name, tuple(command), patience, lambda: answers(host, port))
 
 
 def listener_service(settings: Settings) -> Service:
     """The DICOM listener."""
-    port = settings.dicom.metrics_port
-    return Service("listener", (sys.executable, "-m", "dicom_listener"), LISTENER_STOP_SECONDS, lambda: answers(port))
+    host, port = settings.dicom.host, settings.dicom.metrics_port
+    command = (sys.executable, "-m", "dicom_listener")
+    return Service("listener", command, LISTENER_STOP_SECONDS, lambda: answers(host, port))
 
 
 def with_chosen_ports(settings: Settings) -> Settings:
@@ -67,7 +78,9 @@ def environment(settings: Settings, base: Mapping[str, str] | None = None) -> di
     variables["MU2_CONFIG"] = os.devnull
     for name in Settings.model_fields:
         value = getattr(settings, name)
-        fields = {field: getattr(value, field) for field in type(value).model_fields} if isinstance(value, BaseModel) else {}
+        fields = (
+            {field: getattr(value, field) for field in type(value).model_fields} if isinstance(value, BaseModel) else {}
+        )
         defaults = type(value)() if fields else None
         for field, inner in fields.items():
             if inner != getattr(defaults, field):

@@ -1,0 +1,47 @@
+"""`mu2 up`: everything on one machine until Ctrl-C."""
+
+import signal
+import threading
+from typing import Annotated
+
+import typer
+
+from worker.cli.terminal import note
+
+
+def up(
+    to_stderr: Annotated[
+        bool, typer.Option("--stderr", help="Log lines to stderr instead of files in MU2_HOME/logs.")
+    ] = False,
+) -> None:
+    """Runs broker, worker and listener until Ctrl-C, and starts what dies again."""
+    from worker.core import logs, settings
+    from worker.services import environment, services, with_chosen_ports
+    from worker.supervisor import Supervisor
+
+    current = with_chosen_ports(settings.current())
+    logs.configure("supervisor", current.log.level if to_stderr else "error")
+    log_folder = None if to_stderr else current.home / "logs"
+    supervisor = Supervisor(current, services(current), environment=environment(current), log_folder=log_folder)
+    stop = threading.Event()
+
+    def on_signal(*_: object) -> None:
+        if stop.is_set():
+            supervisor.hurry()
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    with supervisor:
+        note(f"Starting in {current.home} ...")
+        ready = False
+        while not stop.wait(0.5):
+            supervisor.check()
+            if not ready and supervisor.is_ready:
+                ready = True
+                note(f"Ready: DICOM {current.dicom.ae_title} on {current.dicom.host}:{current.dicom.port}.")
+                note(f"Logs: {log_folder or 'stderr'}. `mu2 doctor` checks everything. Ctrl-C stops.")
+        note(
+            "Stopping: the listener, then the worker with what it has in hand, then the broker. Ctrl-C again: at once."
+        )
+    note("Stopped.")
