@@ -29,32 +29,8 @@ _UID = re.compile(r"[0-9]+(\.[0-9]+)*", re.ASCII)
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
-_SHORT_VRS = frozenset(
-    v.encode()
-    for v in [
-        "AE",
-        "AS",
-        "AT",
-        "CS",
-        "DA",
-        "DS",
-        "DT",
-        "FD",
-        "FL",
-        "IS",
-        "LO",
-        "LT",
-        "PN",
-        "SH",
-        "SL",
-        "SS",
-        "ST",
-        "TM",
-        "UI",
-        "UL",
-        "US",
-    ]
-)
+_SHORT_VR_NAMES = "AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US"
+_SHORT_VRS = frozenset(name.encode() for name in _SHORT_VR_NAMES.split())
 _INFLATED_SYNTAXES = frozenset({str(DeflatedExplicitVRLittleEndian)})
 
 _CHARACTER_SET = 0x00080005

@@ -36,7 +36,6 @@ class Services:
     holds: Holds
     ranking: Ranking
     metrics: Metrics
-    compare: Callable[[str], None]  # asks for the comparison of a variant, by its path
 
 
 @dataclass
@@ -177,7 +176,7 @@ class StoreSink:
         recorded = services.committer.commit(held, row, self._sender.answer)
         self._incoming = None
         services.holds.note(self._sender.association, recorded.study_id)
-        self._note(recorded, held.size_bytes, name)
+        self._note(recorded, held.size_bytes)
 
     def _match(self, said: Attributes) -> None:
         """Refuses a data set that is not what its request announced."""
@@ -188,16 +187,14 @@ class StoreSink:
         if said.sop_class_uid != self._command.class_uid or said.sop_instance_uid != self._command.instance_uid:
             raise _RefusedError(Status.DATA_SET_DOES_NOT_MATCH)
 
-    def _note(self, recorded: Recorded, size_bytes: int, name: str) -> None:
+    def _note(self, recorded: Recorded, size_bytes: int) -> None:
         metrics = self._services.metrics
         metrics.bytes.inc(size_bytes)
-        if recorded.duplicate:
-            metrics.duplicates.inc()
-        elif recorded.disposition is Disposition.VARIANT:
-            metrics.variants.inc()
-            self._services.compare(name)
+        if recorded.disposition is Disposition.VARIANT:
+            metrics.variants.inc()  # whether it shows the same picture is decided where pixels are decoded
         elif recorded.disposition is Disposition.CONFLICT:
-            alarm_conflict(metrics, recorded.study_id)
+            metrics.conflicts.inc()
+            log.error("instance_conflict", study_id=recorded.study_id, disposition=recorded.disposition.value)
         if recorded.new_revision:
             log.info("study_reopened", study_id=recorded.study_id, revision=recorded.revision)
 
@@ -213,12 +210,6 @@ class _RefusedError(Exception):
 def handle_echo() -> Status:
     """C-ECHO touches neither disk nor database, so that it answers when both are blocked."""
     return Status.SUCCESS
-
-
-def alarm_conflict(metrics: Metrics, study_id: str) -> None:
-    """One SOP Instance UID came with two contents: the first counts, the other lies aside, a person must look."""
-    metrics.conflicts.inc()
-    log.error("instance_conflict", study_id=study_id, disposition=Disposition.CONFLICT.value)
 
 
 def comment(status: Status) -> str:

@@ -17,8 +17,6 @@ from pydicom.uid import (
     EnhancedCTImageStorage,
     ImplicitVRLittleEndian,
     LegacyConvertedEnhancedCTImageStorage,
-    StorageCommitmentPushModel,
-    Verification,
 )
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ, A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import (
@@ -36,7 +34,8 @@ IMPLEMENTATION_CLASS_UID = "2.25.278146087023947720371062153127094715201"
 IMPLEMENTATION_VERSION_NAME = "MU2_LISTENER_1"
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 CT_CLASSES = frozenset({CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage})
-COMMITMENT_CLASS = str(StorageCommitmentPushModel)
+VERIFICATION_CLASS = "1.2.840.10008.1.1"
+COMMITMENT_CLASS = "1.2.840.10008.1.20.1"
 # Retired syntaxes too: storing needs no decoding, and what cannot be decoded is refused by `prepare` with its reason.
 TRANSFER_SYNTAXES = frozenset(AllTransferSyntaxes) | {
     u for u, entry in UID_dictionary.items() if entry[1] == "Transfer Syntax"
@@ -198,7 +197,7 @@ def _answer(proposed: PresentationContext, settings: DicomSettings) -> Presentat
 
 
 def _offered(abstract_syntax: str, settings: DicomSettings) -> bool:
-    if abstract_syntax == Verification or abstract_syntax in CT_CLASSES:
+    if abstract_syntax == VERIFICATION_CLASS or abstract_syntax in CT_CLASSES:
         return True
     if abstract_syntax == COMMITMENT_CLASS:
         return settings.storage_commitment

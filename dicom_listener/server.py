@@ -16,8 +16,7 @@ from dicom_listener.association import Association, Ending
 from dicom_listener.commitment import CommitmentService
 from dicom_listener.committer import Committer
 from dicom_listener.door import Door, listen, oldest_of_busiest
-from dicom_listener.duplicates import Comparer
-from dicom_listener.handlers import Services, alarm_conflict
+from dicom_listener.handlers import Services
 from dicom_listener.metrics import Metrics
 from dicom_listener.negotiation import Refusal, Refused
 from dicom_listener.storage import Store
@@ -88,14 +87,11 @@ class Listener:
         ranking = Ranking(settings.queue.priority_rules)
         self._recovery = Recovery(self._store, self._database, ranking, self.metrics)
         self._committer = Committer(self._store, self._database, self.metrics, self._recovery.request)
-        self._comparer = Comparer(self._store, self._database, lambda study_id: alarm_conflict(self.metrics, study_id))
         self._completer = Completer(
             self._database, settings.dicom.quiet_seconds, self._holds.held, submit, self.metrics
         )
         self.commitments = CommitmentService(settings.dicom, self._store, self._database)
-        self.services = Services(
-            self._store, self._committer, self._holds, ranking, self.metrics, self._comparer.compare
-        )
+        self.services = Services(self._store, self._committer, self._holds, ranking, self.metrics)
         self._refusals = Refusals(self._database, self.metrics)
         self._lock = threading.Lock()
         self._associations: dict[int, Association] = {}  # in order of age
@@ -110,7 +106,7 @@ class Listener:
     def start(self) -> None:
         """Opens the store, starts the threads, then the port."""
         self._store.open()
-        for part in (self._committer, self._recovery, self._comparer, self._completer, self.commitments):
+        for part in (self._committer, self._recovery, self._completer, self.commitments):
             part.start()
         settings = self.settings
         try:
@@ -142,7 +138,7 @@ class Listener:
         for association in self._open():
             association.cut()
             association.join(1.0)
-        for part in (self._completer, self._comparer, self._recovery, self.commitments, self._committer):
+        for part in (self._completer, self._recovery, self.commitments, self._committer):
             part.close()
         if self._health is not None:
             self._health.close()

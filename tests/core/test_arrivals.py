@@ -103,3 +103,12 @@ def test_associations_that_send_one_study_at_once_share_its_row(database: Databa
 def test_columns_with_patient_data_are_marked(name: str) -> None:
     columns = [*Study.__table__.columns, *Instance.__table__.columns]
     assert all(c.info.get("phi") for c in columns if c.name == name)
+
+
+def test_instance_that_retention_removed_and_that_is_sent_again_is_there_again(database: Database) -> None:
+    sent = arrival(uid())
+    arrivals.record(database, [sent])
+    database.run(lambda s: s.execute(sa.update(Instance).values(removed_at=sent.received_at)))
+    arrivals.record(database, [sent])
+    with database.read() as session:
+        assert session.scalars(sa.select(Instance.removed_at)).all() == [None]
