@@ -10,6 +10,7 @@ from worker.core import arrivals, reports, studies
 from worker.core.database import Database
 from worker.core.records import AuthorKind, Report, ReportVersion, Role, Signature, Stage, Study, User, new_id
 from worker.core.report import Provenance, ReportState, Section, Sentence
+from worker.core.review_records import Authentication, AuthenticationMethod
 from worker.core.settings import Destination
 
 LIMITS = studies.Limits(lease_seconds=60, max_attempts=3, max_crashes=2, backoff_seconds=5)
@@ -121,6 +122,7 @@ def sign(session: Session, version_id: str, text: str = "The lungs are clear.") 
         author_kind=AuthorKind.PERSON,
         author_id=user.id,
     )
+    prove(session, user.id, version.id)
     session.add(
         Signature(
             id=new_id(),
@@ -132,6 +134,15 @@ def sign(session: Session, version_id: str, text: str = "The lungs are clear.") 
     )
     session.flush()
     return version
+
+
+def prove(session: Session, user_id: str, version_id: str) -> None:
+    """A used-up proof that this person was there to sign this version."""
+    at = studies.now()
+    session.add(
+        Authentication(user_id=user_id, method=AuthenticationMethod.PASSWORD, at=at, used_at=at, version_id=version_id)
+    )
+    session.flush()
 
 
 def study_of(database: Database, study_id: str) -> Study:

@@ -124,7 +124,8 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-def _enum(kind: type[StrEnum]) -> sa.Enum:
+def named_enum(kind: type[StrEnum]) -> sa.Enum:
+    """A text column that takes the values of `kind` and nothing else."""
     return sa.Enum(
         kind,
         name=kind.__name__.lower(),
@@ -172,7 +173,7 @@ class Study(Base):
     id: Mapped[str] = mapped_column(Uuid, primary_key=True, default=new_id)
     study_instance_uid: Mapped[str] = mapped_column(sa.String(64), unique=True, info=PHI)
     revision: Mapped[int] = mapped_column(default=1)
-    status: Mapped[StudyStatus] = mapped_column(_enum(StudyStatus), default=StudyStatus.RECEIVING)
+    status: Mapped[StudyStatus] = mapped_column(named_enum(StudyStatus), default=StudyStatus.RECEIVING)
     priority: Mapped[int] = mapped_column(sa.SmallInteger, default=Priority.ROUTINE)
 
     patient_identifier: Mapped[str] = mapped_column(sa.String(64), default="", info=PHI)
@@ -251,7 +252,7 @@ class Instance(Base):
     sha256: Mapped[str] = mapped_column(sa.String(64))  # of the data set's bytes as received
     revision: Mapped[int]  # of the study when it arrived
     patient_identifier: Mapped[str] = mapped_column(sa.String(64), default="", info=PHI)  # two in one study: failed
-    disposition: Mapped[Disposition] = mapped_column(_enum(Disposition), default=Disposition.KEPT)
+    disposition: Mapped[Disposition] = mapped_column(named_enum(Disposition), default=Disposition.KEPT)
     received_at: Mapped[datetime]
     committed_at: Mapped[datetime | None]  # storage commitment given: exempt from retention
     removed_at: Mapped[datetime | None]  # the file went by retention
@@ -266,11 +267,11 @@ class Attempt(Base):
     token: Mapped[str] = mapped_column(Uuid, primary_key=True, default=new_id)  # the lease that it ran under
     study_id: Mapped[str] = mapped_column(ForeignKey("studies.id"))
     revision: Mapped[int]
-    stage: Mapped[Stage] = mapped_column(_enum(Stage))
+    stage: Mapped[Stage] = mapped_column(named_enum(Stage))
     worker: Mapped[str] = mapped_column(sa.String(100))
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
-    outcome: Mapped[AttemptOutcome] = mapped_column(_enum(AttemptOutcome), default=AttemptOutcome.RUNNING)
+    outcome: Mapped[AttemptOutcome] = mapped_column(named_enum(AttemptOutcome), default=AttemptOutcome.RUNNING)
     error: Mapped[str] = mapped_column(sa.String(100), default="")  # class of the error
     reason: Mapped[str] = mapped_column(sa.String(REASON_LENGTH), default="")
 
@@ -282,7 +283,7 @@ class Report(Base):
 
     id: Mapped[str] = mapped_column(Uuid, primary_key=True, default=new_id)
     study_id: Mapped[str] = mapped_column(ForeignKey("studies.id"), unique=True)
-    state: Mapped[ReportState] = mapped_column(_enum(ReportState), default=ReportState.AI_DRAFT)
+    state: Mapped[ReportState] = mapped_column(named_enum(ReportState), default=ReportState.AI_DRAFT)
     created_at: Mapped[datetime]
 
     study: Mapped[Study] = relationship(back_populates="report")
@@ -310,19 +311,21 @@ class ReportVersion(Base):
     report_id: Mapped[str] = mapped_column(ForeignKey("reports.id"))
     number: Mapped[int]
     study_revision: Mapped[int]
-    state: Mapped[ReportState] = mapped_column(_enum(ReportState))
-    author_kind: Mapped[AuthorKind] = mapped_column(_enum(AuthorKind))
+    state: Mapped[ReportState] = mapped_column(named_enum(ReportState))
+    author_kind: Mapped[AuthorKind] = mapped_column(named_enum(AuthorKind))
     author_id: Mapped[str | None] = mapped_column(ForeignKey("users.id"))
     created_at: Mapped[datetime]
     status_time: Mapped[datetime]  # OBR-22; at least one second after the version before
     text_sha256: Mapped[str] = mapped_column(sa.String(64))
     provenance: Mapped[dict[str, Any] | None]  # of a machine's draft
+    reason: Mapped[str] = mapped_column(sa.String(REASON_LENGTH), default="", info=PHI)  # of a rejection or retraction
 
     report: Mapped[Report] = relationship(back_populates="versions")
     sentences: Mapped[list["Sentence"]] = relationship(
         back_populates="version", order_by="Sentence.ordinal", cascade="all"
     )
     signature: Mapped["Signature | None"] = relationship(back_populates="version")
+    author: Mapped["User | None"] = relationship()
 
 
 class Sentence(Base):
@@ -334,14 +337,14 @@ class Sentence(Base):
     id: Mapped[str] = mapped_column(Uuid, primary_key=True, default=new_id)
     version_id: Mapped[str] = mapped_column(ForeignKey("report_versions.id"))
     ordinal: Mapped[int]  # from 0 over the whole version
-    section: Mapped[Section] = mapped_column(_enum(Section))
+    section: Mapped[Section] = mapped_column(named_enum(Section))
     region: Mapped[str] = mapped_column(sa.String(32), default="")
     text: Mapped[str] = mapped_column(sa.Text, info=PHI)
     confidence: Mapped[float | None]
     support: Mapped[float | None]
     evidence: Mapped[str | None] = mapped_column(sa.String(255))  # path below the store of its heat volume
-    origin: Mapped[Origin] = mapped_column(_enum(Origin), default=Origin.MACHINE)
-    assessment: Mapped[Assessment] = mapped_column(_enum(Assessment), default=Assessment.UNTOUCHED)
+    origin: Mapped[Origin] = mapped_column(named_enum(Origin), default=Origin.MACHINE)
+    assessment: Mapped[Assessment] = mapped_column(named_enum(Assessment), default=Assessment.UNTOUCHED)
     assessed_by: Mapped[str | None] = mapped_column(ForeignKey("users.id"))
     assessed_at: Mapped[datetime | None]
 
@@ -352,15 +355,19 @@ class User(Base):
     """A person who may log in to the review page."""
 
     __tablename__ = "users"
+    __table_args__ = (Index("uq_users_oidc_subject", "oidc_subject", unique=True),)
 
     id: Mapped[str] = mapped_column(Uuid, primary_key=True, default=new_id)
     username: Mapped[str] = mapped_column(sa.String(100), unique=True)
     family_name: Mapped[str] = mapped_column(sa.String(100), default="")
     given_name: Mapped[str] = mapped_column(sa.String(100), default="")
-    role: Mapped[Role] = mapped_column(_enum(Role))
+    role: Mapped[Role] = mapped_column(named_enum(Role))
     password_hash: Mapped[str | None] = mapped_column(sa.String(255))  # argon2; None for an OIDC account
     created_at: Mapped[datetime]
     disabled_at: Mapped[datetime | None]
+    oidc_subject: Mapped[str | None] = mapped_column(sa.String(255))  # the provider's `sub`, bound at the first login
+    failed_logins: Mapped[int] = mapped_column(default=0)  # in a row
+    locked_until: Mapped[datetime | None]  # too many of them
 
 
 class Signature(Base):
@@ -407,7 +414,7 @@ class Message(Base):
     text_sha256: Mapped[str] = mapped_column(sa.String(64))
     signature_version_id: Mapped[str | None] = mapped_column(Uuid)
     payload: Mapped[bytes] = mapped_column(sa.LargeBinary, info=PHI)
-    state: Mapped[MessageState] = mapped_column(_enum(MessageState), default=MessageState.PENDING)
+    state: Mapped[MessageState] = mapped_column(named_enum(MessageState), default=MessageState.PENDING)
     attempts: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[datetime]
     due_at: Mapped[datetime | None]
@@ -450,7 +457,7 @@ class Commitment(Base):
     calling_ae: Mapped[str] = mapped_column(sa.String(16))
     address: Mapped[str] = mapped_column(sa.String(64))
     items: Mapped[list[Any]]  # [[sop class uid, sop instance uid], ...]
-    state: Mapped[CommitmentState] = mapped_column(_enum(CommitmentState), default=CommitmentState.WAITING)
+    state: Mapped[CommitmentState] = mapped_column(named_enum(CommitmentState), default=CommitmentState.WAITING)
     requested_at: Mapped[datetime]
     due_at: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(default=0)
