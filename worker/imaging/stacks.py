@@ -111,7 +111,7 @@ def _stacks_of_series(headers: Sequence[Header]) -> list[Stack]:
         )
         groups.setdefault(key, []).append(piece)
     parts = [(label, part) for group in groups.values() for label, part in split_phases(group)]
-    parts.sort(key=lambda pair: (-len(pair[1]), pair[1][0].sop_instance_uid, pair[1][0].frame))
+    parts.sort(key=lambda pair: (-len(pair[1]), pair[0], pair[1][0].sop_instance_uid, pair[1][0].frame))
     found = []
     for index, (label, part) in enumerate(parts, 1):
         header = owners[part[0].path, part[0].frame]
