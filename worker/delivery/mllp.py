@@ -180,6 +180,14 @@ class MllpConnection:
         return DeliveryUnavailableError(f"{what} within {seconds:g} s (answer_seconds)")
 
 
+def probe(destination: Destination) -> None:
+    """Opens a connection, TLS handshake included, and closes it again; no message is sent.
+
+    Raises `DeliveryUnavailableError` when it cannot be opened, `SettingsError` when the TLS files cannot be used.
+    """
+    _connect(destination).close()
+
+
 def _raise_for(answer: Acknowledgement) -> NoReturn:
     if answer.code in acknowledgement.REFUSED:
         raise DeliveryRefusedError(f"the receiver rejected the message ({answer.code})", answer.code, answer.text)
