@@ -127,9 +127,9 @@ class Mu2Config(PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    tokenizer_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    tokenizer_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
     image_token_id: int = 0
     # "token_id" puts visual tokens where the placeholder stands; "second_position" at 1..Q whatever stands there.
     image_placement: Literal["token_id", "second_position"] = "token_id"
@@ -181,6 +181,11 @@ class Mu2Config(PreTrainedConfig):
         return int(cast(PreTrainedConfig, self.text_config).hidden_size)
 
     @property
+    def vocab_size(self) -> int:
+        """Tokens the language model knows."""
+        return int(cast(PreTrainedConfig, self.text_config).vocab_size)
+
+    @property
     def projector_grid(self) -> tuple[int, int, int]:
         """The grid of patches that the projector pools."""
         grid = self.tokenizer.projector_grid or self.vision.patch_grid
@@ -195,15 +200,15 @@ class Mu2Config(PreTrainedConfig):
     @classmethod
     def legacy(
         cls,
-        text_config: PreTrainedConfig | dict,
+        text_config: PreTrainedConfig | dict[str, Any],
         *,
         attention: Literal["relative", "rotary", "first_axis"] = "relative",
         soft_selection: bool = True,
         gated_pooling: bool = True,
         multi_scale: bool = True,
         stored_image_size: tuple[int, int, int] | None = None,
-        vision_config: dict | None = None,
-        tokenizer_config: dict | None = None,
+        vision_config: dict[str, Any] | None = None,
+        tokenizer_config: dict[str, Any] | None = None,
         **fields: Any,
     ) -> "Mu2Config":
         """The published design, quirk by quirk.
@@ -245,7 +250,7 @@ class Mu2Config(PreTrainedConfig):
         )
 
     @classmethod
-    def ablation(cls, name: str, *, tokenizer_config: dict | None = None, **fields: Any) -> "Mu2Config":
+    def ablation(cls, name: str, *, tokenizer_config: dict[str, Any] | None = None, **fields: Any) -> "Mu2Config":
         """One of the five named configs of the ablation: "baseline", "+RPE", "+DTS", "+DMTP", "full"."""
         if name not in ABLATIONS:
             raise ValueError(f"no ablation is called {name!r}; there are {', '.join(ABLATIONS)}")

@@ -80,7 +80,8 @@ class ReportDrafter:
         folder = Path(path)
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"no config.json in the model folder {folder}")
-        model, info = Mu2ForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        loaded: Any = Mu2ForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        model, info = loaded
         broken = sorted({*info["missing_keys"], *info["unexpected_keys"], *(key[0] for key in info["mismatched_keys"])})
         if broken:
             raise CheckpointError(
@@ -268,13 +269,15 @@ class _Run:
         """The text, and for every token where its characters end."""
         decode = self.processor.tokenizer.decode
         edges = [len(decode(ids[: count + 1], skip_special_tokens=True)) for count in range(len(ids))]
-        return decode(ids, skip_special_tokens=True), edges
+        return str(decode(ids, skip_special_tokens=True)), edges
 
 
 def _mean_over(span: SentenceSpan, edges: list[int], log_probabilities: Tensor) -> float:
     """Mean log-probability of the tokens with a character in the sentence."""
     starts = [0, *edges[:-1]]
-    inside = [i for i, (first, last) in enumerate(zip(starts, edges)) if last > span.start and first < span.end]
+    inside = [
+        i for i, (first, last) in enumerate(zip(starts, edges, strict=True)) if last > span.start and first < span.end
+    ]
     return float(log_probabilities[inside].mean()) if inside else 0.0
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_processing_base import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
 
 from mu2_model.errors import VolumeError
 from mu2_model.published_preprocessing import prepare_published
@@ -45,8 +46,11 @@ DEFAULT_WINDOWS = ((-600.0, 1500.0), (40.0, 400.0), (400.0, 1800.0))
 
 @dataclass(frozen=True)
 class PreparedVolume:
-    """One volume as the model takes it: pixel_values (C, channels, D, H, W) in [0, 1], chunk_mask (C,), its grid, and what
-    was done to the input that a reader of the draft should know."""
+    """One volume as the model takes it.
+
+    `pixel_values` (C, channels, D, H, W) in [0, 1], `chunk_mask` (C,), where the grid lies in the patient, and what was done
+    to the input that a reader of the draft should know.
+    """
 
     pixel_values: Tensor
     chunk_mask: Tensor
@@ -88,7 +92,7 @@ class Mu2ImageProcessor(BaseImageProcessor):
         """Channels of the input: one per window; one in the published form."""
         return 1 if self.form == "published" else len(self.windows)
 
-    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
+    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
         """`preprocess`."""
         return self.preprocess(images, **kwargs)
 
@@ -149,11 +153,14 @@ class Mu2ImageProcessor(BaseImageProcessor):
         extents = (oriented.shape[0], rows[1] - rows[0], columns[1] - columns[0])
         limits = (self.max_slices, self.size, self.size)
         steps = (slice_mm / spacing[0], pixel_mm / spacing[1], pixel_mm / spacing[2])
-        shape = [min(limit, max(1, math.ceil(n / step - 1e-6))) for n, step, limit in zip(extents, steps, limits)]
-        weights = [triangle_weights(*args) for args in zip(oriented.shape, shape, steps, starts)]
+        shape = [
+            min(limit, max(1, math.ceil(n / step - 1e-6)))
+            for n, step, limit in zip(extents, steps, limits, strict=True)
+        ]
+        weights = [triangle_weights(*args) for args in zip(oriented.shape, shape, steps, starts, strict=True)]
         resampled = self._apply(oriented, [weight.to(device) for weight in weights], repairs)
         to_oriented = np.diag([*steps, 1.0])
-        to_oriented[:3, 3] = [start + step / 2 - 0.5 for start, step in zip(starts, steps)]
+        to_oriented[:3, 3] = [start + step / 2 - 0.5 for start, step in zip(starts, steps, strict=True)]
         to_source = orientation_affine(order, flip, (array.shape[0], array.shape[1], array.shape[2])) @ to_oriented
         return self._window(resampled), to_source, (shape[0], shape[1], shape[2]), repairs
 

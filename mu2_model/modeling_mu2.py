@@ -70,7 +70,7 @@ class Mu2PreTrainedModel(PreTrainedModel):
     config_class = Mu2Config
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["VisionBlock", "RefinerLayer", "AggregatorLayer"]
     _skip_keys_device_placement = ["past_key_values"]
@@ -166,9 +166,10 @@ class Mu2Model(Mu2PreTrainedModel):
         """
         chunk_mask = self._usable_chunk_mask(chunk_mask)
         question_mask = None if question_attention_mask is None else question_attention_mask.bool()
-        if self.config.tokenizer.mask_question_padding and question_mask is not None:
-            if not bool(question_mask.any(dim=1).all()):
-                raise ValueError("a question without a token: ask something, or leave the volume out")
+        if not self.config.tokenizer.mask_question_padding:
+            question_mask = None
+        if question_mask is not None and not bool(question_mask.any(dim=1).all()):
+            raise ValueError("a question without a token: ask something, or leave the volume out")
         question_BTH = self.get_input_embeddings()(question_ids)
         tokens_BQH, visual_BVH, maps = self.visual_tokenizer(
             tokens_BCNH, question_BTH, question_mask, chunk_mask, output_maps
@@ -177,8 +178,8 @@ class Mu2Model(Mu2PreTrainedModel):
         return Mu2ImageFeatures(
             last_hidden_state=visual_BVH,
             pooler_output=tokens_BQH,
-            selection_entropy=selection_entropy(maps.selection_BMK, chunk_mask) if watched else None,
-            gate_weights=maps.gates_BS.detach() if watched else None,
+            selection_entropy=selection_entropy(maps.selection, chunk_mask) if watched else None,
+            gate_weights=maps.gates.detach() if watched else None,
             maps=maps if output_maps else None,
         )
 
@@ -267,7 +268,7 @@ class Mu2ForConditionalGeneration(Mu2PreTrainedModel, GenerationMixin):
     def __init__(self, config: Mu2Config):
         super().__init__(config)
         self.model = Mu2Model(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         embeddings = self.model.get_input_embeddings()
         name = next(name for name, module in self.model.named_modules() if module is embeddings)
         # Decoders name their embeddings differently, so the tie is found, not written down.
@@ -336,7 +337,7 @@ class Mu2ForConditionalGeneration(Mu2PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **loss_arguments
+                logits=logits, labels=labels, vocab_size=self.lm_head.out_features, **loss_arguments
             )
         return Mu2CausalLMOutput(
             loss=loss,

@@ -47,8 +47,9 @@ class Mu2Processor(ProcessorMixin):
         self.num_image_tokens, self.image_token, self.prompt_form = num_image_tokens, image_token, prompt_form
         self.question_padding, self.max_prompt_tokens = question_padding, max_prompt_tokens
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
-        self.image_token_id = self.tokenizer.convert_tokens_to_ids(image_token)
-        if self.image_token_id is None or self.image_token_id == self.tokenizer.unk_token_id:
+        image_token_id: Any = self.tokenizer.convert_tokens_to_ids(image_token)
+        self.image_token_id: int = image_token_id
+        if image_token_id is None or self.image_token_id == self.tokenizer.unk_token_id:
             raise ValueError(f"the tokenizer has no token {image_token!r}; add it as a special token")
 
     def build_prompt(self, question: str) -> str:
@@ -63,9 +64,10 @@ class Mu2Processor(ProcessorMixin):
             return placeholders + question
         message = [{"role": "user", "content": f"{placeholders}\n{question}"}]
         # A thinking block is never part of a report; templates that know no such switch ignore it.
-        return self.tokenizer.apply_chat_template(
+        prompt = self.tokenizer.apply_chat_template(
             message, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
+        return str(prompt)
 
     def __call__(  # type: ignore[override]
         self,

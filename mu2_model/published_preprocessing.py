@@ -62,10 +62,10 @@ def percentiles(array: NDArray[Any], percents: tuple[float, ...]) -> tuple[float
         counts = np.zeros(int(high) - int(low) + 1, dtype=np.int64)
         for part in array:
             counts += np.bincount((part.astype(np.int32) - int(low)).ravel(), minlength=counts.size)
-        found = np.searchsorted(counts.cumsum(), wanted, side="right") + int(low)
+        found = (np.searchsorted(counts.cumsum(), wanted, side="right") + int(low)).tolist()
     else:
-        found = np.partition(array, wanted, axis=None)[wanted]
-    value = dict(zip(wanted, (float(x) for x in found), strict=True))
+        found = np.partition(array, wanted, axis=None)[wanted].tolist()
+    value = dict(zip(wanted, map(float, found), strict=True))
     below, above = [int(np.floor(rank)) for rank in ranks], [int(np.ceil(rank)) for rank in ranks]
     return tuple(
         value[lower] + (rank - lower) * (value[upper] - value[lower])
@@ -83,6 +83,6 @@ def foreground_box(array: NDArray[Any], threshold: float) -> list[tuple[int, int
         plane |= above
     box = []
     for hit, length in zip((slices, plane.any(axis=1), plane.any(axis=0)), array.shape, strict=True):
-        index = np.flatnonzero(hit)
-        box.append((int(index[0]), int(index[-1]) + 1) if index.size else (0, length))
+        inside = np.flatnonzero(hit)
+        box.append((int(inside[0]), int(inside[-1]) + 1) if inside.size else (0, length))
     return box

@@ -4,6 +4,7 @@ A report has the sections Findings, Impression and Recommendations, each begun b
 name belongs to Findings. A thinking block is never part of a report.
 """
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -62,7 +63,7 @@ def _sentences(text: str, start: int, end: int, section: str) -> list[SentenceSp
     spans = []
     part = text[start:end]
     cuts = [(0, 0), *(match.span() for match in _BOUNDARY.finditer(part)), (len(part), len(part))]
-    for (_, first), (last, _) in zip(cuts, cuts[1:], strict=False):
+    for (_, first), (last, _) in itertools.pairwise(cuts):
         sentence = part[first:last]
         lead = len(sentence) - len(sentence.lstrip())
         stripped = sentence.strip()

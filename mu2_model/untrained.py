@@ -36,7 +36,7 @@ ascites free fluid air vertebral fracture spine ribs bones lytic soft tissue see
 acute chronic suspicious benign follow up recommended evidence otherwise unremarkable contrast visible please describe you
 can provide caption consists expressions medical
 """
-PUNCTUATION = ". , : ; ( ) / - ?".split()
+PUNCTUATION = (".", ",", ":", ";", "(", ")", "/", "-", "?")
 
 
 def build_tokenizer(text: str = WORDS) -> PreTrainedTokenizerFast:

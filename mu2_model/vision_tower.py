@@ -40,6 +40,7 @@ class Mu2VisionTower(nn.Module):
 
     def __init__(self, config: Mu2VisionConfig):
         super().__init__()
+        self.num_channels = config.num_channels
         self.image_size = tuple(config.image_size)
         self.patch_size = tuple(config.patch_size)
         depth, height, width = config.patch_grid

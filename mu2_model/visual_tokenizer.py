@@ -1,5 +1,4 @@
-"""The μ² tokenizer: refine a volume's tokens, select K of them (DTS), pool them at several scales (DMTP), and let Q
-learned queries gather them under the question.
+"""The μ² tokenizer: a volume's tokens are refined, selected (DTS), pooled (DMTP) and gathered under the question.
 
 Shape letters: B batch, C chunks, N pooled tokens of a chunk, K selected tokens, V visual tokens after pooling, Q queries,
 T question tokens, H width, h heads. Equations: arXiv 2507.00316, section 2. Every place where the published design
@@ -25,9 +24,11 @@ VARIANCE_FLOOR = 1e-6
 class TokenizerMaps:
     """What the tokenizer did with one batch: the weights evidence is made of and the figures training watches."""
 
-    selection_BMK: Tensor  # weight of every one of M = C·N tokens for every selected token
-    gates_BS: Tensor  # weight of every pooling scale
-    aggregation_BhQV: Tensor | None  # weight of every visual token for every query; only when maps are asked for
+    selection: Tensor  # (B, M, K) weight of every one of M = C·N tokens for every selected token
+    gates: Tensor  # (B, scales) weight of every pooling scale
+    aggregation: (
+        Tensor | None
+    )  # (B, h, Q, V) weight of every visual token for every query; only when maps are asked for
 
 
 class SelfAttention(nn.Module):
@@ -68,13 +69,12 @@ class RefinerLayer(GradientCheckpointingLayer):
         """Shape is kept; masked chunks are attended to by nobody."""
         batch, chunks, tokens, _ = x_BCNH.shape
         x = x_BCNH.flatten(0, 1)
-        x = x + self.spatial_attention(self.spatial_norm(x)) if self.residual else self.spatial_attention(x)
+        mixed = self.spatial_attention(self.spatial_norm(x) if self.residual else x)
+        x = x + mixed if self.residual else mixed
         x = x.unflatten(0, (batch, chunks)).transpose(1, 2).flatten(0, 1)
         mask = None if chunk_mask_BC is None else chunk_mask_BC.repeat_interleave(tokens, dim=0)
-        if self.residual:
-            x = x + self.temporal_attention(self.temporal_norm(x), mask)
-        else:
-            x = self.temporal_attention(x, mask)
+        mixed = self.temporal_attention(self.temporal_norm(x) if self.residual else x, mask)
+        x = x + mixed if self.residual else mixed
         return x.unflatten(0, (batch, tokens)).transpose(1, 2)
 
 
@@ -203,8 +203,10 @@ class DynamicTokenPooling(nn.Module):
 
 
 class AggregatorLayer(GradientCheckpointingLayer):
-    """Self-attention of the queries, cross-attention to the visual tokens, cross-attention to the question; each is added
-    and followed by a LayerNorm."""
+    """Self-attention of the queries, then cross-attention to the visual tokens, then to the question.
+
+    Each is added and followed by a LayerNorm.
+    """
 
     def __init__(self, config: Mu2TokenizerConfig, width: int):
         super().__init__()

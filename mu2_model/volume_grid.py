@@ -44,7 +44,10 @@ class VolumeGrid:
     def patch_centres(self, patch_size: tuple[int, int, int]) -> Matrix:
         """Model indices (chunks of the volume, patches, 3) of the centres of all patches, ordered (slice, row, column)."""
         chunks = math.ceil(self.shape[0] / self.chunk_shape[0])
-        axes = [np.arange(size // patch) * patch + (patch - 1) / 2 for size, patch in zip(self.chunk_shape, patch_size)]
+        axes = [
+            np.arange(size // patch) * patch + (patch - 1) / 2
+            for size, patch in zip(self.chunk_shape, patch_size, strict=True)
+        ]
         centres = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(1, -1, 3)
         shift = np.zeros((chunks, 1, 3))
         shift[:, 0, 0] = np.arange(chunks) * self.chunk_shape[0]
@@ -60,7 +63,7 @@ class VolumeGrid:
         """Model indices of points (..., 3) in RAS millimetres."""
         if self.to_ras is None:
             raise VolumeError("the volume came without an affine, so nothing of it has a place in millimetres")
-        return apply_affine(np.linalg.inv(self.to_ras), points_mm)
+        return apply_affine(np.linalg.inv(self.to_ras).astype(np.float64), points_mm)
 
 
 def apply_affine(affine: Matrix, points: Matrix) -> Matrix:
@@ -125,8 +128,10 @@ def triangle_weights(source: int, count: int, step: float, start: float) -> torc
 
 
 def corner_weights(source: int, count: int) -> torch.Tensor:
-    """Matrix (count, source) of the published resize: Gaussian blur of σ = (source / count - 1) / 2 with zeros outside, then
-    linear interpolation with the corners aligned."""
+    """Matrix (count, source) of the published resize along one axis.
+
+    Gaussian blur of σ = (source / count - 1) / 2 with zeros outside, then linear interpolation with the corners aligned.
+    """
     position = torch.linspace(0, source - 1, count, dtype=torch.float64) if count > 1 else torch.zeros(1).double()
     index = torch.arange(source, dtype=torch.float64)
     linear = (1 - (index[None, :] - position[:, None]).abs()).clamp(min=0)
