@@ -6,6 +6,7 @@ still under way and gives their studies back; then the threads end.
 """
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -149,6 +150,13 @@ class WorkerProcess:
     def hears(self) -> bool:
         """Whether this process claims when work is due: alive but deaf is not ready."""
         return self._sweeper.longest_wait_seconds < DEAF_SECONDS
+
+    def leave_if_broken(self) -> None:
+        """Stops this process in order when its accelerator failed: the supervisor starts one that works."""
+        if self._reporter is not None and self._reporter.is_broken and not self.stopping.is_set():
+            log.critical("worker_leaves", reason="the accelerator failed")
+            self.stopping.set()
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def stop(self) -> None:
         """Ends the process's work in order; returns when every thread of ours is idle or its time is over."""

@@ -78,6 +78,7 @@ class Sweeper:
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            self._worker.leave_if_broken()
             try:
                 self.sweep()
             except (DatabaseUnavailableError, BrokerUnavailableError) as error:

@@ -15,6 +15,7 @@ class FakeReporter:
     name = "fake"
     version = "1"
     weights_sha256 = ""
+    is_broken = False
 
     def __init__(self, model: ModelSettings) -> None:
         self._model = model

@@ -90,6 +90,10 @@ class Reporter(Protocol):
     def weights_sha256(self) -> str:
         """Hash of the weights."""
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether only a new process can draft again."""
+
     def draft(self, volumes: Sequence[CtVolume], deadline: Deadline) -> Drafted:
         """Sentences about the volumes of one study, the main volume first.
 
