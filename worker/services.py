@@ -21,6 +21,7 @@ WORKER_STOP_MARGIN_SECONDS = 5.0
 
 def services(settings: Settings) -> list[Service]:
     """The services that these settings call for, in the order of their start; health ports must not be 0."""
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     embedded = [] if settings.queue.url.get_secret_value() else [broker_service(settings)]
     return [*embedded, worker_service(settings), listener_service(settings)]
 

@@ -38,7 +38,7 @@ PROBE_EVERY_SECONDS = 0.2
 PROBE_TIMEOUT_SECONDS = 2.0
 _PR_SET_PDEATHSIG = 1
 _LOCK_NAME = "supervisor.lock"
-_EVERY_INTERFACE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+EVERY_INTERFACE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class ServiceError(FinalError):
@@ -297,7 +297,7 @@ def prepare_database(settings: Settings) -> None:
 
 def answers(host: str, port: int) -> bool:
     """Whether the process whose health page is served there calls itself ready."""
-    connection = HTTPConnection(_EVERY_INTERFACE.get(host, host), port, timeout=PROBE_TIMEOUT_SECONDS)
+    connection = HTTPConnection(EVERY_INTERFACE.get(host, host), port, timeout=PROBE_TIMEOUT_SECONDS)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == 200

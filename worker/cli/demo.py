@@ -32,6 +32,7 @@ def demo(
     """
     from rich.console import Console
 
+    from dicom_listener.server import quieten_libraries
     from worker.core import logs, settings
     from worker.demo import sender, system
     from worker.demo import study as demo_study
@@ -40,6 +41,7 @@ def demo(
     if not console.is_terminal:
         console.width = WIDTH_WITHOUT_TERMINAL
     logs.configure("demo", "error")
+    quieten_libraries()
     current = settings.load()
     folder = study if study is not None else demo_study.FOLDER
     content = sender.read_folder(folder)

@@ -44,7 +44,7 @@ def counts(session: Session) -> dict[str, dict[str, int]]:
     return counted
 
 
-def _with_study() -> sa.Select[Any]:
+def _with_study() -> sa.Select[Any, Any]:
     return (
         sa.select(Message, Report.study_id)
         .join(ReportVersion, Message.version_id == ReportVersion.id)
