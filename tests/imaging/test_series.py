@@ -167,7 +167,7 @@ def test_coronal_and_sagittal_series_are_not_axial(a_study: Study) -> None:
 def test_too_few_slices_are_refused_and_the_limit_is_a_setting(a_study: Study) -> None:
     uid = a_study.add(Scan(depths=tuple(2.5 * index for index in range(8))))
 
-    assert reason(a_study.choose(), uid) == "8 slices; at least 12 make a volume to report."
+    assert reason(a_study.choose(), uid) == "too few slices: 8 of at least 12."
     assert chosen(a_study.choose(ImagingRules(minimum_slices=8))) == [uid]
 
 

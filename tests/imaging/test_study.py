@@ -77,7 +77,7 @@ def test_an_empty_study_is_skipped_with_the_reason(tmp_path: Path) -> None:
 
 
 def test_a_slice_without_geometry_never_gets_a_place(ct_data: Path) -> None:
-    with pytest.raises(NothingToReportError, match="1 slices; at least 12"):
+    with pytest.raises(NothingToReportError, match="too few slices: 1 of at least 12"):
         study.build_study([ct_data / "odd" / "corrupt" / "ct_no_geometry.dcm"], RULES)
 
 

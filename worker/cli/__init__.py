@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from worker.cli import audit, database, demo, doctor, listener, message, model, queue, retention, study, up
+from worker.cli import audit, database, demo, doctor, listener, message, model, queue, retention, study, up, volume
 from worker.core.errors import Mu2Error, SettingsError
 
 EXIT_FAILED = 1
@@ -21,6 +21,7 @@ app.command("demo")(demo.demo)
 app.command("up")(up.up)
 app.command("listener")(listener.listener)
 app.command("doctor")(doctor.doctor)
+app.command("volume")(volume.volume_command)
 for noun in (study, message, queue, model, retention, audit, database):
     app.add_typer(noun.app)
 

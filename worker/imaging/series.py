@@ -135,7 +135,7 @@ def _unfit(stack: Stack, rules: ImagingRules) -> tuple[Cause, str] | None:
     if kind:
         return Cause.KIND, kind
     if len(stack.slices) < rules.minimum_slices:
-        return Cause.SIZE, f"{len(stack.slices)} slices; at least {rules.minimum_slices} make a volume to report."
+        return Cause.SIZE, f"too few slices: {len(stack.slices)} of at least {rules.minimum_slices}."
     try:
         normal, _, _ = geometry.slice_axes(stack.slices)
         geometry.positions_mm(stack.slices, normal)

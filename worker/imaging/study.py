@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.core.errors import GeometryError, PixelDataError
+from worker.core.errors import GeometryError, PixelDataError, StudyError
 from worker.imaging import volume
 from worker.imaging.headers import Header, Unreadable, read_headers
 from worker.imaging.rules import ImagingRules
@@ -19,6 +19,8 @@ class StudyVolumes:
     volumes: tuple[Volume, ...]
     verdicts: tuple[Verdict, ...]
     unreadable: tuple[Unreadable, ...]
+    refusal: StudyError | None = None
+    """Why there is no volume; None when there is one."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,24 @@ def build_study(paths: Iterable[Path | str], rules: ImagingRules) -> StudyVolume
 
 
 def build_examined(examination: Examination, rules: ImagingRules) -> StudyVolumes:
+    """As `build_study`, from headers already read."""
+    found = assemble(examination, rules)
+    if found.refusal is not None:
+        raise found.refusal
+    return found
+
+
+def assemble(examination: Examination, rules: ImagingRules) -> StudyVolumes:
     """Build the chosen stacks; where one does not build, the next best takes its place and the verdicts say so.
 
-    Raises as `build_study`.
+    A study that gives no volume comes back with its refusal, so that the verdicts are there too.
+
+    Raises StoreUnavailableError.
     """
     choice = examination.choice
     refused: dict[str, tuple[Cause, str]] = {}
     built: dict[str, Volume] = {}
-    while True:
-        waiting = [stack for stack in choice.selected if stack.key not in built]
-        if not waiting:
-            break
+    while waiting := [stack for stack in choice.selected if stack.key not in built]:
         stack = waiting[0]
         try:
             built[stack.key] = volume.build_stack(stack, rules)
@@ -68,7 +77,5 @@ def build_examined(examination: Examination, rules: ImagingRules) -> StudyVolume
         except PixelDataError as error:
             refused[stack.key] = (Cause.PIXELS, str(error))
         choice = choose(examination.headers, rules, refused)
-    if not choice.selected:
-        raise choice.refusal()
     volumes = tuple(built[stack.key] for stack in choice.selected)
-    return StudyVolumes(volumes, choice.verdicts, examination.unreadable)
+    return StudyVolumes(volumes, choice.verdicts, examination.unreadable, None if volumes else choice.refusal())

@@ -1,0 +1,65 @@
+"""What building a volume may cost: each byte of pixels once, and little more memory than the result."""
+
+import os
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless
+
+from tests.imaging import synthetic
+from tests.imaging.synthetic import Field, Scan
+from worker.imaging import headers, volume
+from worker.imaging.headers import Slice
+from worker.imaging.rules import ImagingRules
+
+THREADS = 2
+RULES = ImagingRules(decode_threads=THREADS)
+BIG = Scan(
+    rows=192,
+    columns=192,
+    spacing=(0.7, 0.7),
+    depths=tuple(1.0 * index for index in range(40)),
+    known=Field(gradient=(2.0, 2.0, -7.0)),
+)
+
+
+def slices_of(paths: list[Path]) -> list[Slice]:
+    return [piece for path in paths for piece in headers.read_header(path).slices]
+
+
+@pytest.mark.parametrize("padding", [None, 7])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEGLSLossless])
+@pytest.mark.parametrize("missing", [False, True])
+def test_peak_memory_is_at_most_one_and_a_half_times_the_result(
+    syntax: str, padding: int | None, missing: bool, tmp_path: Path
+) -> None:
+    depths = BIG.depths if not missing else BIG.depths[:20] + BIG.depths[21:]
+    pieces = slices_of(synthetic.write(replace(BIG, syntax=syntax, padding=padding, depths=depths), tmp_path))
+    tracemalloc.start()
+    try:
+        built = volume.build(pieces, RULES)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    slice_bytes = built.hu[0].nbytes
+    assert peak <= 1.5 * built.hu.nbytes + THREADS * slice_bytes
+
+
+def test_every_byte_of_pixels_is_read_once_and_no_header_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = slices_of(synthetic.write(replace(BIG, depths=BIG.depths[:14]), tmp_path))
+    seen: list[int] = []
+    pread = os.pread
+
+    def counted(descriptor: int, length: int, offset: int) -> bytes:
+        seen.append(length)
+        return pread(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", counted)
+    built = volume.build(pieces, RULES)
+
+    assert seen == [192 * 192 * 2] * 14
+    assert built.hu.dtype == np.float32

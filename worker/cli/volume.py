@@ -1,0 +1,138 @@
+"""`mu2 volume`: any folder of DICOM files to Hounsfield volumes, without a database."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from worker.cli.terminal import Json, note, print_facts, print_json, print_table
+
+if TYPE_CHECKING:
+    from worker.core.errors import StudyError
+    from worker.imaging.headers import Header
+    from worker.imaging.rules import ImagingRules
+    from worker.imaging.study import StudyVolumes
+    from worker.imaging.volume import Volume
+
+_ENDINGS = (".nii.gz", ".nii")
+
+
+def volume_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="Folder of DICOM files.")],
+    out: Annotated[Path | None, typer.Argument(metavar="[OUT.nii.gz]", help="NIfTI file to write.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Chooses the series to report in a folder and builds its volume: choice, repairs, refusals, and NIfTI if asked for.
+
+    With several volumes each file gets a number, the main one 1. Exit code 1 when a study of the folder gives no volume.
+    """
+    from worker import pipeline
+    from worker.core import settings
+    from worker.imaging import headers, series
+
+    if out is not None and not out.name.endswith(_ENDINGS):
+        raise typer.BadParameter("the file's name ends in .nii or .nii.gz", param_hint="OUT")
+    rules = pipeline.rules(settings.current().imaging)
+    found, unreadable = headers.read_headers(path for path in folder.rglob("*") if path.is_file())
+    volumes: list[dict[str, Any]] = []
+    verdicts: list[dict[str, Any]] = []
+    refusals: list[dict[str, Any]] = [] if found else [_refusal("", series.choose([], rules).refusal())]
+    for study_uid, members in series.studies(found).items():
+        made = _build(members, rules)
+        verdicts.extend({"study_uid": study_uid, **asdict(verdict)} for verdict in made.verdicts)
+        if made.refusal is not None:
+            refusals.append(_refusal(study_uid, made.refusal))
+        for volume in made.volumes:
+            volumes.append({"study_uid": study_uid, **_facts(volume), "file": _write(volume, out, len(volumes) + 1)})
+    if out is not None and len(volumes) == 1:
+        volumes[0]["file"] = volumes[0]["file"].rename(out)
+    report = {
+        "volumes": volumes,
+        "series": verdicts,
+        "refusals": refusals,
+        "unreadable": [{"file": bad.path.relative_to(folder), "reason": bad.reason} for bad in unreadable],
+    }
+    _tell(report, as_json)
+    if refusals:
+        raise typer.Exit(1)
+
+
+def _build(headers: "list[Header]", rules: "ImagingRules") -> "StudyVolumes":
+    """The volumes of one study; a study of two patients is a refusal like any other here."""
+    from worker.core.errors import PatientMismatchError
+    from worker.imaging import series, study
+
+    try:
+        return study.assemble(study.Examination(tuple(headers), series.choose(headers, rules), ()), rules)
+    except PatientMismatchError as error:
+        return study.StudyVolumes((), (), (), error)
+
+
+def _refusal(study_uid: str, error: "StudyError") -> dict[str, str]:
+    return {"study_uid": study_uid, "error": type(error).__name__, "reason": str(error)}
+
+
+def _write(volume: "Volume", out: Path | None, number: int) -> Path | None:
+    """Writes a volume to OUT with its number; returns the file, or None without OUT."""
+    if out is None:
+        return None
+    from worker.imaging import nifti
+
+    ending = next(ending for ending in _ENDINGS if out.name.endswith(ending))
+    target = out.with_name(f"{out.name.removesuffix(ending)}_{number}{ending}")
+    nifti.write(volume, target)
+    return target
+
+
+def _facts(volume: "Volume") -> dict[str, Any]:
+    return {
+        "series_uid": volume.series_uid,
+        "series_number": volume.series_number,
+        "part": volume.part,
+        "regions": volume.regions,
+        "shape": volume.hu.shape,
+        "spacing_mm": [round(mm, 4) for mm in volume.spacing_mm],
+        "affine": volume.affine.round(6).tolist(),
+        "hu_lowest": float(volume.hu.min()),
+        "hu_highest": float(volume.hu.max()),
+        "padding_share": 0.0 if volume.padding is None else round(float(volume.padding.mean()), 4),
+        "repairs": volume.repairs,
+    }
+
+
+def _tell(report: dict[str, list[dict[str, Any]]], as_json: bool) -> None:
+    """The report as JSON, or as tables on stdout with notes on stderr."""
+    if as_json:
+        print_json(report)
+        return
+    print_table(
+        ["series", "part", "images", "chosen", "why"],
+        [
+            [
+                row["series_number"],
+                row["part"],
+                row["images"],
+                "yes" if row["cause"] == "chosen" else "no",
+                row["reason"],
+            ]
+            for row in report["series"]
+        ],
+    )
+    for number, row in enumerate(report["volumes"], 1):
+        print()
+        print_facts(
+            {
+                f"volume {number}": f"series {row['series_number']} {row['part']}".strip(),
+                "regions": ", ".join(row["regions"]),
+                "slices x rows x columns": " x ".join(map(str, row["shape"])),
+                "mm": " x ".join(f"{mm:g}" for mm in row["spacing_mm"]),
+                "HU": f"{row['hu_lowest']:g} to {row['hu_highest']:g}",
+                "repairs": "; ".join(row["repairs"]) or "none",
+                "file": row["file"],
+            }
+        )
+    for bad in report["unreadable"]:
+        note(f"{bad['file']}: {bad['reason']}")
+    for refusal in report["refusals"]:
+        note(f"No volume ({refusal['error']}): {refusal['reason']}")
