@@ -30,7 +30,7 @@ from worker.inference import reporter as inference
 from worker.inference.reporter import ModelMetrics, Reporter
 from worker.metrics import Metrics
 from worker.pipeline import Means
-from worker.senders import Senders
+from worker.senders import Sender, Senders
 from worker.sweeper import Sweeper
 
 log = structlog.get_logger(__name__)
@@ -153,8 +153,22 @@ class WorkerProcess:
 
     def leave_if_broken(self) -> None:
         """Stops this process in order when its accelerator failed: the supervisor starts one that works."""
-        if self._reporter is not None and self._reporter.is_broken and not self.stopping.is_set():
-            log.critical("worker_leaves", reason="the accelerator failed")
+        if self._reporter is not None and self._reporter.is_broken:
+            self._leave()
+
+    def on_thread_died(self, died: threading.ExceptHookArgs) -> None:
+        """The hook for a thread's uncaught error: logged without its text.
+
+        A sender is made again at the next ring. Without the heart, the sweep or the model the process is of no use: it
+        leaves and the supervisor starts another.
+        """
+        log.critical("thread_died", exc_info=died.exc_value)
+        if not isinstance(died.thread, Sender):
+            self._leave()
+
+    def _leave(self) -> None:
+        if not self.stopping.is_set():
+            log.critical("worker_leaves", worker=self.name)
             self.stopping.set()
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -248,6 +262,7 @@ class Lifecycle(bootsteps.StartStopStep):  # type: ignore[misc]
         self.process = WorkerProcess(
             settings.current(), serves, parent.concurrency, queues.Doorbell(queues.new_app(settings.current()))
         )
+        threading.excepthook = self.process.on_thread_died
         self.process.start()
         _current[:] = [self.process]
 

@@ -60,7 +60,7 @@ class Senders:
         if destination is None or self._stop.is_set():
             return False
         with self._lock:
-            if name not in self._senders:
+            if name not in self._senders or not self._senders[name].is_alive():
                 self._senders[name] = Sender(self._database, destination, self._settings, self._metrics, self._stop)
                 self._senders[name].start()
             self._senders[name].ring()

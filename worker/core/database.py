@@ -61,6 +61,8 @@ class Database:
             with Session(self.engine, expire_on_commit=False) as session:
                 yield session
         except _TRANSIENT as error:
+            if _is_lasting(error):
+                raise
             raise _unavailable(error) from error
 
     @contextmanager
@@ -70,6 +72,8 @@ class Database:
             with Session(self._writing, expire_on_commit=False) as session, session.begin():
                 yield session
         except _TRANSIENT as error:
+            if _is_lasting(error):
+                raise
             raise _unavailable(error) from error
         except DBAPIError as error:
             if error.connection_invalidated:
@@ -98,6 +102,12 @@ class Database:
     def close(self) -> None:
         """Closes every connection of the pool."""
         self.engine.dispose()
+
+
+def _is_lasting(error: Exception) -> bool:
+    """SQLite calls a missing table or column an operational error too; waiting does not mend it."""
+    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
+    return code == sqlite3.SQLITE_ERROR
 
 
 def _unavailable(error: Exception) -> DatabaseUnavailableError:
