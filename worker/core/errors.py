@@ -21,6 +21,7 @@
         ├── StateError                a change that the present state does not allow
         ├── SignatureError            final text without a matching signature
         ├── DeliveryRefusedError      AR or CR, or an answer that breaks the protocol for good
+        ├── AccessError               a person who may not do this, or did not prove who they are
         ├── NotFoundError             no such study, message or user
         └── AuditError                the audit chain is broken
 
@@ -124,6 +125,10 @@ class DeliveryRefusedError(FinalError):
         super().__init__(message)
         self.code = code
         self.answer_text = answer_text
+
+
+class AccessError(FinalError):
+    """A person may not do this, or did not prove who they are."""
 
 
 class NotFoundError(FinalError):

@@ -174,7 +174,9 @@ def to_value(session: Session, version_id: str, *, default_authority: str = "") 
         study_time=study.study_time,
         status_time=version.status_time,
         model_version=(version.provenance or {}).get("model_version", "") if machine else "",
-        signer=_signer(version),
+        signer=_signer(session, version),
+        reader=_reader(version),
+        reason=version.reason,
         disclosure="" if not machine else DISCLOSURE_REVIEWED if signed else DISCLOSURE,
         supersedes_final=_earlier_was_final(session, version),
     )
@@ -192,10 +194,28 @@ def _patient(study: Study, default_authority: str) -> Patient:
     )
 
 
-def _signer(version: ReportVersion) -> Person | None:
-    if version.signature is None:
+def _signer(session: Session, version: ReportVersion) -> Person | None:
+    """Whose signature the text stands on: the version's own, or for a retraction the one that is withdrawn."""
+    signature = version.signature
+    if signature is None and version.state is ReportState.RETRACTED:
+        signature = session.scalars(
+            sa.select(records.Signature)
+            .join(ReportVersion, records.Signature.version_id == ReportVersion.id)
+            .where(ReportVersion.report_id == version.report_id, records.Signature.text_sha256 == version.text_sha256)
+            .order_by(ReportVersion.number.desc())
+            .limit(1)
+        ).one_or_none()
+    return None if signature is None else _person(signature.user)
+
+
+def _reader(version: ReportVersion) -> Person | None:
+    """Who saved the version as preliminary, rejected or retracted it."""
+    if version.author is None or version.state in SIGNED_STATES:
         return None
-    user = version.signature.user
+    return _person(version.author)
+
+
+def _person(user: records.User) -> Person:
     return Person(identifier=user.username, family_name=user.family_name, given_name=user.given_name)
 
 

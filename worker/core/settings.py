@@ -26,6 +26,7 @@ DELIMITER = "__"
 AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
+Minutes = Annotated[float, Field(gt=0)]
 
 
 class _Group(BaseModel):
@@ -177,8 +178,45 @@ class Hl7Settings(_Group):
 class ReviewSettings(_Group):
     """The review page."""
 
-    host: str = Field("127.0.0.1", description="Address of the review page.")
+    host: str = Field("127.0.0.1", description="Address of the review page; any but this machine's own needs TLS.")
     port: Port = Field(8080, description="Port of the review page; 0 takes a free one.")
+    public_url: str = Field("", description="Address that readers type, when a proxy stands before the page.")
+    tls_certificate: Path | None = Field(None, description="Certificate (PEM); with the key, the page speaks TLS.")
+    tls_key: Path | None = Field(None, description="Private key (PEM) of the certificate.")
+    behind_tls_proxy: bool = Field(False, description="A proxy speaks TLS to the readers and passes on to this page.")
+    trusted_proxies: str = Field("127.0.0.1", description="Addresses whose X-Forwarded-For is believed, with commas.")
+    idle_minutes: Minutes = Field(15.0, description="A session locks after this long without its person.")
+    session_hours: float = Field(12.0, gt=0, le=24, description="A session ends after this long, used or not.")
+    fresh_seconds: float = Field(120.0, gt=0, le=300, description="A proof of identity signs within this time, once.")
+    correction_minutes: Minutes = Field(
+        60.0, description="A signed report is corrected within this time, then addended."
+    )
+    lockout_failures: int = Field(5, ge=1, le=20, description="Wrong passwords in a row that lock an account.")
+    lockout_minutes: Minutes = Field(15.0, description="How long a locked account stays locked.")
+    low_confidence: float = Field(-0.7, le=0, description="Mean log-probability below which a sentence is marked.")
+    weak_support: float = Field(0.1, ge=0, description="Support by the image below which a sentence is marked.")
+    slice_cache_mib: int = Field(256, ge=16, description="Memory for compressed slices of the viewer.")
+    oidc_issuer: str = Field("", description="Issuer of the identity provider (OIDC); empty means local accounts only.")
+    oidc_client_id: str = Field("", description="Client id of this page at the provider.")
+    oidc_client_secret: SecretStr = Field(SecretStr(""), description="Client secret of this page at the provider.")
+    oidc_username_claim: str = Field("preferred_username", description="Claim that holds the account's user name.")
+
+    @model_validator(mode="after")
+    def _is_encrypted(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("the review page needs both tls_certificate and tls_key, or neither")
+        if self.host not in {"127.0.0.1", "::1", "localhost"} and not self.encrypted:
+            raise ValueError(
+                "passwords would cross the network in clear: set tls_certificate and tls_key, or behind_tls_proxy"
+            )
+        if self.oidc_issuer and not self.oidc_client_id:
+            raise ValueError("oidc_issuer needs oidc_client_id")
+        return self
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether readers reach the page by TLS."""
+        return self.tls_certificate is not None or self.behind_tls_proxy
 
 
 class RetentionSettings(_Group):
