@@ -99,9 +99,11 @@ def _line(text: str, most: int) -> str:
 
 
 def _date(value: str) -> date | None:
-    digits = value.replace(".", "")  # ACR-NEMA wrote 1993.08.22
+    digits = value.replace(".", "")[:8]  # ACR-NEMA wrote 1993.08.22
+    if not (len(digits) == 8 and digits.isascii() and digits.isdigit()):
+        return None
     try:
-        return datetime.strptime(digits[:8], "%Y%m%d").date() if len(digits) >= 8 else None
+        return date(int(digits[:4]), int(digits[4:6]), int(digits[6:]))
     except ValueError:
         return None
 

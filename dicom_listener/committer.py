@@ -1,109 +1,101 @@
-"""Group commit: one thread places what all associations have ready, and one transaction makes their rows durable.
+"""Group commit: one association places what all have ready, and one transaction makes their rows durable.
 
-While a group is being committed the next one gathers, so the cost of a commit is shared by as many instances as arrive
-in its time; a lone association never waits for company.
+    association: write, fsync file ──▶ commit() ──▶ rename each, fsync each folder once, commit rows ──▶ answer to each
 
-    association: write, fsync file ──▶ inbox ──▶ rename each, fsync each folder once, commit rows ──▶ answer to each
+The first that comes leads: it commits at once, in its own thread, so a lone association never waits for company or for
+another thread. Those that come meanwhile form the next group, whose first member is woken to lead it. So the cost of a
+commit is shared by as many instances as arrive in the time of one.
 """
 
-import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_listener.metrics import Metrics
 from dicom_listener.storage import Held, Store
-from worker.core import arrivals
 from worker.core.arrivals import Arrival, Recorded
 from worker.core.database import Database
 from worker.core.errors import DatabaseUnavailableError, Mu2Error, RetryableError
+from worker.core.recorder import Recorder
 
 log = structlog.get_logger(__name__)
 
-MOST_IN_A_GROUP = 256
-
-Outcome = Recorded | Mu2Error
-
 
 class RowRefusedError(RetryableError):
-    """The database refuses this instance's row; the file stays in the store and is looked at again at the next start."""
+    """The database refuses this instance's row; the file stays in the store and is looked at again later."""
 
 
-@dataclass(frozen=True)
 class _Waiting:
-    held: Held
-    arrival: Arrival
-    answer: "queue.SimpleQueue[Outcome]"
+    """One instance that waits for its commit."""
+
+    def __init__(self, held: Held, arrival: Arrival) -> None:
+        self.held = held
+        self.arrival = arrival
+        self.outcome: Recorded | Mu2Error | None = None
+        self.wake = threading.Lock()  # free once there is an outcome, or a group to lead
+        self.wake.acquire()
 
 
 class Committer:
-    """Owns the thread; `commit` is called by many associations at once."""
+    """Commits instances for many associations at once. Safe for threads."""
 
     def __init__(self, store: Store, database: Database, metrics: Metrics, on_failure: Callable[[], None]) -> None:
         self._store = store
-        self._database = database
+        self._recorder = Recorder(database)
         self._metrics = metrics
         self._on_failure = on_failure  # files without rows are left behind
-        self._inbox: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+        self._lock = threading.Lock()
+        self._leading = False
+        self._next: list[_Waiting] = []
 
-    def start(self) -> None:
-        """Starts the thread."""
-        self._thread.start()
+    def commit(self, held: Held, arrival: Arrival) -> Recorded:
+        """Returns once the instance is durable in store and database; raises the `RetryableError` that prevented it."""
+        mine = _Waiting(held, arrival)
+        with self._lock:
+            self._next.append(mine)
+            lead = not self._leading
+            self._leading = True
+        if not lead:
+            mine.wake.acquire()
+        if mine.outcome is None:
+            self._lead(mine)
+        if isinstance(mine.outcome, Mu2Error):
+            raise mine.outcome
+        assert mine.outcome is not None
+        return mine.outcome
 
-    def close(self) -> None:
-        """Commits what waits, then ends the thread."""
-        self._inbox.put(None)
-        self._thread.join()
-
-    def commit(self, held: Held, arrival: Arrival, answer: "queue.SimpleQueue[Outcome]") -> Recorded:
-        """Returns once the instance is durable in store and database; raises the `RetryableError` that prevented it.
-
-        `answer` is the caller's own queue, reused from instance to instance.
-        """
-        self._inbox.put(_Waiting(held, arrival, answer))
-        outcome = answer.get()
-        if isinstance(outcome, Mu2Error):
-            raise outcome
-        return outcome
-
-    def _run(self) -> None:
-        while (first := self._inbox.get()) is not None:
-            group, last = self._gather(first)
+    def _lead(self, mine: _Waiting) -> None:
+        """Commits everything that waits, this instance among it, and passes the lead on."""
+        with self._lock:
+            group, self._next = self._next, []
+        try:
             self._commit(group)
-            if last:
-                return
-
-    def _gather(self, first: _Waiting) -> tuple[list[_Waiting], bool]:
-        """Everything that waits now, and whether the end was among it."""
-        group = [first]
-        while len(group) < MOST_IN_A_GROUP:
-            try:
-                waiting = self._inbox.get_nowait()
-            except queue.Empty:
-                break
-            if waiting is None:
-                return group, True
-            group.append(waiting)
-        return group, False
+        finally:
+            for waiting in group:
+                if waiting.outcome is None:  # a fault of ours: its own thread sees it, the others must not hang
+                    waiting.outcome = RowRefusedError("the commit of the group failed; see the log")
+                if waiting is not mine:
+                    waiting.wake.release()
+            with self._lock:
+                if self._next:
+                    self._next[0].wake.release()
+                else:
+                    self._leading = False
 
     def _commit(self, group: list[_Waiting]) -> None:
         began = time.perf_counter()
         placed: list[_Waiting] = []
-        unsynced: set[Path] = set()
+        unsynced: set[str] = set()
         for waiting in group:
             try:
-                self._store.place(waiting.held, waiting.arrival.path, unsynced)
+                if self._store.place(waiting.held, waiting.arrival.path, unsynced):
+                    self._metrics.duplicates.inc()
                 placed.append(waiting)
             except Mu2Error as error:
-                waiting.answer.put(error)
-        if not placed:
-            return
+                waiting.outcome = error
         try:
             self._store.sync(unsynced)
         except Mu2Error as error:
@@ -115,7 +107,7 @@ class Committer:
 
     def _record(self, placed: list[_Waiting]) -> None:
         try:
-            recorded = arrivals.record(self._database, [w.arrival for w in placed])
+            recorded = self._recorder.record([waiting.arrival for waiting in placed])
         except DatabaseUnavailableError as error:
             self._fail(placed, error)
         except SQLAlchemyError as error:
@@ -128,9 +120,9 @@ class Committer:
             self._fail(placed, RowRefusedError("the database refuses the instance's row; see the log"))
         else:
             for waiting, outcome in zip(placed, recorded, strict=True):
-                waiting.answer.put(outcome)
+                waiting.outcome = outcome
 
     def _fail(self, placed: list[_Waiting], error: Mu2Error) -> None:
         self._on_failure()
         for waiting in placed:
-            waiting.answer.put(error)
+            waiting.outcome = error

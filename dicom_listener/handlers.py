@@ -1,8 +1,7 @@
 """What the listener does with each message: C-ECHO, C-STORE, N-ACTION. One bad instance never ends an association."""
 
-import queue
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -12,7 +11,7 @@ from dicom_listener import attributes, statuses
 from dicom_listener.arrivals import Holds, Ranking, arrival
 from dicom_listener.attributes import Attributes
 from dicom_listener.commands import Command
-from dicom_listener.committer import Committer, Outcome
+from dicom_listener.committer import Committer
 from dicom_listener.metrics import Metrics
 from dicom_listener.negotiation import Context
 from dicom_listener.statuses import Status
@@ -38,7 +37,7 @@ class Services:
     metrics: Metrics
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sender:
     """The other end of one association."""
 
@@ -46,7 +45,6 @@ class Sender:
     calling_ae_title: str
     address: str
     peer: Peer | None
-    answer: "queue.SimpleQueue[Outcome]" = field(default_factory=queue.SimpleQueue)
 
 
 class Sink(Protocol):
@@ -173,7 +171,7 @@ class StoreSink:
         name = services.store.name(held, said.study_uid, said.sop_instance_uid)
         priority = services.ranking.rank(said, self._sender.peer.priority if self._sender.peer else None)
         row = arrival(held, said, name, self._sender.calling_ae_title, priority, datetime.now(UTC))
-        recorded = services.committer.commit(held, row, self._sender.answer)
+        recorded = services.committer.commit(held, row)
         self._incoming = None
         services.holds.note(self._sender.association, recorded.study_id)
         self._note(recorded, held.size_bytes)

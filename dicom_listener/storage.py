@@ -146,10 +146,11 @@ class Store:
     def __init__(self, root: Path, floor_bytes: int) -> None:
         self.root = root
         self._floor_bytes = floor_bytes
+        self._prefix = f"{root}/"
         self._instances = root / _INSTANCES
         self._incoming = root / "incoming" / secrets.token_hex(8)
         self._lock_fd = -1
-        self._durable: set[Path] = set()  # study folders whose own entries this process has synced
+        self._durable: set[str] = set()  # study folders whose own entries this process has synced
 
     def open(self) -> None:
         """Creates the folders, claims one for incoming files and sweeps those of dead processes."""
@@ -192,30 +193,32 @@ class Store:
         content = _hash(held.transfer_syntax + held.sha256, 16)
         return f"{_INSTANCES}/{study[:2]}/{study[2:]}/{_hash(sop_instance_uid, 24)}-{content}.dcm"
 
-    def place(self, held: Held, relative: str, unsynced: set[Path]) -> None:
-        """Moves a finished file to its name.
+    def place(self, held: Held, relative: str, unsynced: set[str]) -> bool:
+        """Moves a finished file to its name; true when these bytes were there before.
 
         Adds the folders whose entries changed to `unsynced`; the file counts as stored once `sync` has seen them.
         """
-        target = self.root / relative
-        folder = target.parent
+        target = f"{self._prefix}{relative}"  # strings, not `Path`: this and `sync` run for every instance
+        folder = target.rpartition("/")[0]
         try:
+            there = os.path.exists(target)  # noqa: PTH110
             try:
-                held.path.rename(target)
+                os.rename(held.path, target)  # noqa: PTH104
             except FileNotFoundError:
                 self._durable.discard(folder)
-                folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+                Path(folder).mkdir(mode=0o750, parents=True, exist_ok=True)
                 held.path.rename(target)
         except OSError as error:
             raise _unavailable(error) from error
         if folder not in self._durable:  # made now, or by another process that may not have synced it yet
-            unsynced.update((self._instances, folder.parent))
+            unsynced.update((f"{self._prefix}{_INSTANCES}", folder.rpartition("/")[0]))
         unsynced.add(folder)
+        return there
 
-    def sync(self, folders: Collection[Path]) -> None:
+    def sync(self, folders: Collection[str]) -> None:
         """Makes the entries of `folders` durable, parents first."""
         try:
-            for folder in sorted(folders, key=lambda f: len(f.parts)):
+            for folder in sorted(folders, key=len):
                 _sync_folder(folder)
         except OSError as error:
             raise _unavailable(error) from error
@@ -310,7 +313,7 @@ def _folders(parent: Path) -> Iterator[Path]:
         yield from sorted(Path(e.path) for e in entries if e.is_dir(follow_symlinks=False))
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path | str) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -101,7 +101,7 @@ def record_many(session: Session, arrivals: Sequence[Arrival]) -> list[Recorded]
         recorded.append(Recorded(study.id, study.revision, disposition, duplicate, new_revision))
         if not duplicate and not recorded_before:
             series_id = series_ids[study.id, arrival.series_instance_uid]
-            rows.append(_instance_row(arrival, study, series_id, disposition))
+            rows.append(instance_row(arrival, study.id, study.revision, series_id, disposition))
             present.append((disposition, arrival.sha256, arrival.transfer_syntax_uid, study.id, arrival.path))
     for study in by_uid.values():
         study.save(connection)
@@ -302,10 +302,13 @@ def _known_instances(
     return known, removed
 
 
-def _instance_row(arrival: Arrival, study: _StudyRow, series_id: str, disposition: Disposition) -> dict[str, object]:
+def instance_row(
+    arrival: Arrival, study_id: str, revision: int, series_id: str, disposition: Disposition
+) -> dict[str, object]:
+    """The columns of an instance's row."""
     return {
         "id": new_id(),
-        "study_id": study.id,
+        "study_id": study_id,
         "series_id": series_id,
         "sop_instance_uid": arrival.sop_instance_uid,
         "sop_class_uid": arrival.sop_class_uid,
@@ -313,7 +316,7 @@ def _instance_row(arrival: Arrival, study: _StudyRow, series_id: str, dispositio
         "path": arrival.path,
         "size_bytes": arrival.size_bytes,
         "sha256": arrival.sha256,
-        "revision": study.revision,
+        "revision": revision,
         "patient_identifier": arrival.patient_identifier,
         "disposition": disposition,
         "received_at": arrival.received_at,
