@@ -31,7 +31,7 @@ def service(tmp_path: Path, name: str, script: str, *, stop_seconds: float = 5.0
     prelude = f"import os, pathlib, signal, sys, time\npid = pathlib.Path({str(tmp_path / name)!r} + '.pid')\n"
     file.write_text(prelude + textwrap.dedent(script))
     ready = tmp_path / f"{name}.pid"
-    return Service(name, (sys.executable, "-S", str(file)), stop_seconds, ready.exists)
+    return Service(name, (sys.executable, "-S", str(file)), os.environ, stop_seconds, ready.exists)
 
 
 STEADY = """
@@ -60,7 +60,7 @@ def running(settings: Settings) -> Iterator[Callable[..., Supervisor]]:
     started: list[Supervisor] = []
 
     def run(*services: Service, log_folder: Path | None = None) -> Supervisor:
-        supervisor = Supervisor(settings, services, environment=dict(os.environ), backoff=QUICK, log_folder=log_folder)
+        supervisor = Supervisor(settings, services, backoff=QUICK, log_folder=log_folder)
         started.append(supervisor)
         supervisor.start()
         return supervisor
@@ -133,8 +133,8 @@ def test_a_killed_supervisor_leaves_no_process_behind(tmp_path, settings):
         "import os, time\nfrom pathlib import Path\n"
         "from worker.core.settings import load\nfrom worker.supervisor import Service, Supervisor\n"
         f"ready = Path({str(tmp_path / 'one.pid')!r})\n"
-        f"one = Service('one', {one.command!r}, 5.0, ready.exists)\n"
-        f"Supervisor(load(home=Path({str(settings.home)!r})), [one], environment=dict(os.environ)).start()\n"
+        f"one = Service('one', {one.command!r}, dict(os.environ), 5.0, ready.exists)\n"
+        f"Supervisor(load(home=Path({str(settings.home)!r})), [one]).start()\n"
         "time.sleep(60)\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
@@ -148,14 +148,14 @@ def test_a_killed_supervisor_leaves_no_process_behind(tmp_path, settings):
 
 def test_one_home_has_one_supervisor(tmp_path, running, settings):
     running(service(tmp_path, "one", STEADY))
-    second = Supervisor(settings, [], environment={})
+    second = Supervisor(settings, [])
     with pytest.raises(StateError, match=f"process {os.getpid()} runs the services"):
         second.start()
 
 
 def test_a_home_is_free_again_after_the_stop(tmp_path, running, settings):
     running(service(tmp_path, "one", STEADY)).stop()
-    with Supervisor(settings, [], environment={}) as second:
+    with Supervisor(settings, []) as second:
         assert second.is_ready
 
 

@@ -29,7 +29,7 @@ def services(settings: Settings) -> list[Service]:
 def broker_service(settings: Settings) -> Service:
     """The embedded Valkey."""
     broker = EmbeddedBroker.from_settings(settings)
-    return Service("valkey", tuple(broker.command()), BROKER_STOP_SECONDS, broker.answers)
+    return Service("valkey", tuple(broker.command()), environment(settings), BROKER_STOP_SECONDS, broker.answers)
 
 
 def worker_service(settings: Settings, name: str = "worker", queues: str = "") -> Service:
@@ -39,14 +39,14 @@ def worker_service(settings: Settings, name: str = "worker", queues: str = "") -
     host, port = settings.worker.metrics_host, settings.worker.metrics_port
     # its drafts may end within stop_seconds, then its messages
     patience = 2 * settings.worker.stop_seconds + WORKER_STOP_MARGIN_SECONDS
-    return Service(name, tuple(command), patience, lambda: answers(host, port))
+    return Service(name, tuple(command), environment(settings), patience, lambda: answers(host, port))
 
 
 def listener_service(settings: Settings) -> Service:
     """The DICOM listener."""
     host, port = settings.dicom.host, settings.dicom.metrics_port
     command = (sys.executable, "-m", "dicom_listener")
-    return Service("listener", command, LISTENER_STOP_SECONDS, lambda: answers(host, port))
+    return Service("listener", command, environment(settings), LISTENER_STOP_SECONDS, lambda: answers(host, port))
 
 
 def with_chosen_ports(settings: Settings) -> Settings:

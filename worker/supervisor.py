@@ -51,6 +51,7 @@ class Service:
 
     name: str
     command: tuple[str, ...]
+    environment: Mapping[str, str]  # all of it
     stop_seconds: float  # between SIGTERM and SIGKILL
     is_ready: Callable[[], bool]
 
@@ -77,14 +78,13 @@ class Supervisor:
         settings: Settings,
         services: Sequence[Service],
         *,
-        environment: Mapping[str, str],
         backoff: Backoff | None = None,
         log_folder: Path | None = None,
     ) -> None:
         """`log_folder` None leaves the children's lines on this process's stderr."""
         self.settings = settings
         self.backoff = backoff or Backoff()
-        self._children = [_Child(s, self.backoff, environment, log_folder) for s in services]
+        self._children = [_Child(s, self.backoff, log_folder) for s in services]
         self._stopping = threading.Event()
         self._hurry = threading.Event()
         self._given_up: ServiceError | None = None
@@ -186,16 +186,13 @@ class Supervisor:
 class _Child:
     """One service's process over its lives."""
 
-    def __init__(
-        self, service: Service, backoff: Backoff, environment: Mapping[str, str], log_folder: Path | None
-    ) -> None:
+    def __init__(self, service: Service, backoff: Backoff, log_folder: Path | None) -> None:
         self.service = service
         self.starts = 0
         self.deaths = 0  # in a row
         self.ready = False
         self.first_start = True  # has never been ready
         self._backoff = backoff
-        self._environment = dict(environment)
         self._log_folder = log_folder
         self._process: subprocess.Popen[bytes] | None = None
         self._pump: LogPump | None = None
@@ -258,7 +255,7 @@ class _Child:
             self._pump = LogPump(self._log_folder / f"{self.service.name}.log")
         self._process = subprocess.Popen(
             self.service.command,
-            env=self._environment,
+            env=dict(self.service.environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if self._pump else sys.stderr.fileno(),
             stderr=subprocess.STDOUT,

@@ -16,13 +16,13 @@ def up(
 ) -> None:
     """Runs broker, worker and listener until Ctrl-C, and starts what dies again."""
     from worker.core import logs, settings
-    from worker.services import environment, services, with_chosen_ports
+    from worker.services import services, with_chosen_ports
     from worker.supervisor import Supervisor
 
     current = with_chosen_ports(settings.current())
     logs.configure("supervisor", current.log.level if to_stderr else "error")
     log_folder = None if to_stderr else current.home / "logs"
-    supervisor = Supervisor(current, services(current), environment=environment(current), log_folder=log_folder)
+    supervisor = Supervisor(current, services(current), log_folder=log_folder)
     stop = threading.Event()
 
     def on_signal(*_: object) -> None:

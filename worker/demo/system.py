@@ -18,7 +18,7 @@ from worker.core.settings import (
     StoreSettings,
 )
 from worker.delivery.mllp_receiver import MllpReceiver
-from worker.services import environment, services, with_chosen_ports
+from worker.services import services, with_chosen_ports
 from worker.supervisor import Supervisor
 
 QUIET_SECONDS = 1.0  # a demo need not wait for a scanner's pause
@@ -48,9 +48,7 @@ def running(base: Settings) -> Iterator[System]:
     temporary = Path(tempfile.mkdtemp(prefix="mu2-demo-")) if base.home == DEFAULT_HOME else None
     with MllpReceiver() as receiver:
         settings = with_chosen_ports(_settings(base, temporary or base.home, receiver.port))
-        supervisor = Supervisor(
-            settings, services(settings), environment=environment(settings), log_folder=settings.home / "logs"
-        )
+        supervisor = Supervisor(settings, services(settings), log_folder=settings.home / "logs")
         with supervisor:
             supervisor.wait_ready(READY_SECONDS)
             database = Database.from_settings(settings)
