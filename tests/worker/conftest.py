@@ -1,13 +1,25 @@
 """A site of the test's own, on SQLite with the embedded broker."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
-from tests.worker.site import Site
+from tests.worker.hospital_site import Site
+from worker import queues
 from worker.core.database import Database
 from worker.delivery.mllp_receiver import MllpReceiver
+from worker.process import WorkerProcess
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Parts of a worker that run inside the test's process keep silent; worker processes log as they do."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -24,6 +36,16 @@ def receiver() -> Iterator[MllpReceiver]:
     """An HL7 receiver that acknowledges."""
     with MllpReceiver() as made:
         yield made
+
+
+@pytest.fixture
+def worker_process(site: Site) -> Iterator[WorkerProcess]:
+    """What a worker process holds, inside the test's own process and without Celery; its threads run."""
+    made = WorkerProcess(site.settings(), queues.QUEUES, 8, site.doorbell())
+    made.start()
+    yield made
+    made.halting.set()
+    made.stop()
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -1,6 +1,6 @@
 """The main job of the worker, with real processes: a complete study becomes a draft and an acknowledged ORU."""
 
-from tests.worker.site import Site, wait_for
+from tests.worker.hospital_site import Site, wait_for
 from worker import queues
 from worker.core.records import MessageState, StudyStatus
 from worker.delivery.mllp_receiver import MllpReceiver

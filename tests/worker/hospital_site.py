@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ import numpy as np
 import sqlalchemy as sa
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from sqlalchemy.orm import Session
 
 from worker import queues
 from worker.broker import EmbeddedBroker
@@ -117,6 +119,14 @@ class Worker:
         self.process.wait(timeout=10)
         self._reader.join(timeout=5)
 
+    def freeze(self) -> None:
+        """SIGSTOP: alive for the kernel, dead for everybody else."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self.process.send_signal(signal.SIGCONT)
+
     def stop(self, seconds: float = 30.0) -> int:
         """SIGTERM, and the exit code."""
         self.process.send_signal(signal.SIGTERM)
@@ -207,10 +217,31 @@ class Site:
         """Returns when the study stands there."""
         wait_for(lambda: self.status(study_id) is status, seconds, f"{status} but is {self.status(study_id)}")
 
+    def let_wait_pass(self, study_id: str) -> None:
+        """The back-off of a study is over."""
+
+        def due_now(session: Session) -> None:
+            studies.get(session, study_id).due_at = None
+
+        self.database.run(due_now)
+
     def messages(self) -> list[Message]:
         """The outbox."""
         with self.database.read() as session:
             return list(session.scalars(sa.select(Message).order_by(Message.id)))
+
+    def catch(self, study_id: str, status: StudyStatus, seconds: float = 20.0) -> None:
+        """Returns the moment the study stands there, by a look every millisecond."""
+        url = self.database.url.database
+        assert url is not None
+        with sqlite3.connect(f"file:{url}?mode=ro", uri=True) as look:
+            limit = time.monotonic() + seconds
+            while time.monotonic() < limit:
+                (now,) = look.execute("SELECT status FROM studies WHERE id = ?", (uuid.UUID(study_id).hex,)).fetchone()
+                if now == status:
+                    return
+                time.sleep(0.001)
+        raise AssertionError(f"the study was never seen as {status}")
 
     def rows(self, table: type[T], *where: Any) -> list[T]:
         """Rows of a table."""
