@@ -1,6 +1,9 @@
 """`mu2 volume`: any folder, no database."""
 
 import json
+import logging
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,17 @@ LOWER = Scan(
     corner=(-15.0, -16.0, -48.0),
     attributes={"SeriesNumber": 3, "BodyPartExamined": "ABDOMENPELVIS", "SeriesDescription": "AX"},
 )
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """A command sets up logging for its own process; these run inside the tests' process."""
+    root = logging.getLogger()
+    handlers, level, hook = root.handlers[:], root.level, sys.excepthook
+    yield
+    root.handlers[:], sys.excepthook = handlers, hook
+    root.setLevel(level)
+    logging.captureWarnings(False)
 
 
 def mu2_volume(*arguments: object) -> Result:

@@ -1,15 +1,21 @@
 """Headers of good, foreign and broken objects."""
 
+import random
+import traceback
 import warnings
 from pathlib import Path
 
 import pydicom
 import pytest
+from pydicom.errors import BytesLengthException
+from pydicom.uid import RLELossless
 
 from tests.imaging import synthetic
 from tests.imaging.synthetic import Scan
-from worker.core.errors import InvalidObjectError, StoreUnavailableError
+from worker.core.errors import FinalError, InvalidObjectError, StoreUnavailableError
+from worker.imaging import pixels, series
 from worker.imaging.headers import read_header, read_headers
+from worker.imaging.rules import ImagingRules
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +138,39 @@ def test_a_pydicom_test_file_of_each_encoding_locates_its_pixels() -> None:
         path = pydicom.data.get_testdata_file(name, download=False)
         if path is not None:
             assert read_header(path).modality in ("CT", "MR", "NM")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_damaged_files_are_read_or_refused_and_never_break_the_worker(tmp_path: Path) -> None:
+    whole = synthetic.write(Scan(), tmp_path)[0].read_bytes()
+    enhanced = synthetic.save(synthetic.multiframe(Scan()), tmp_path / "enhanced", RLELossless).read_bytes()
+    chance = random.Random(4)
+    damaged, outcomes = tmp_path / "damaged", set()
+    for _ in range(250):
+        data = bytearray(chance.choice((whole, enhanced)))
+        for _ in range(chance.choice((1, 3, 12))):
+            data[chance.randrange(128, len(data) * 2 // 3)] = chance.randrange(256)
+        damaged.write_bytes(data)
+        try:
+            header = read_header(damaged)
+            series.choose([header], ImagingRules())
+            if header.slices:
+                with pixels.PixelFile(damaged, header.slices[0].pixels) as file:
+                    pixels.stored_values(header.slices[0], file)
+            outcomes.add("read")
+        except FinalError as error:
+            outcomes.add(type(error).__name__)
+            assert error.__cause__ is None or not isinstance(error.__cause__, BytesLengthException)
+
+    assert outcomes == {"read", "InvalidObjectError", "PixelDataError"}
+
+
+def test_an_error_about_a_damaged_header_does_not_quote_it(tmp_path: Path) -> None:
+    path = synthetic.write(Scan(attributes={"PatientID": "CANARY"}), tmp_path)[0]
+    data = bytearray(path.read_bytes())
+    data[138:140] = b"\xff\x03"  # the group length element of the file meta swallows the patient's id
+    path.write_bytes(data)
+    with pytest.raises(InvalidObjectError) as caught:
+        read_header(path)
+
+    assert "CANARY" not in "".join(traceback.format_exception(caught.value))

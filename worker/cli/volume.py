@@ -28,11 +28,12 @@ def volume_command(
     With several volumes each file gets a number, the main one 1. Exit code 1 when a study of the folder gives no volume.
     """
     from worker import pipeline
-    from worker.core import settings
+    from worker.core import logs, settings
     from worker.imaging import headers, series
 
     if out is not None and not out.name.endswith(_ENDINGS):
         raise typer.BadParameter("the file's name ends in .nii or .nii.gz", param_hint="OUT")
+    logs.configure("cli", "error")  # pydicom's warnings quote the bytes they stumble over
     rules = pipeline.rules(settings.current().imaging)
     found, unreadable = headers.read_headers(path for path in folder.rglob("*") if path.is_file())
     volumes: list[dict[str, Any]] = []

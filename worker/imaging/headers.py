@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import pydicom
 from pydicom.dataset import FileDataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.tag import Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
@@ -38,8 +38,18 @@ _KEYWORDS = (
 _TAGS = {keyword: Tag(keyword) for keyword in _KEYWORDS}
 _PIXEL_DATA = 0x7FE00010
 _UNDEFINED_LENGTH = 0xFFFFFFFF
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, NotImplementedError, IndexError, zlib.error)
+_MALFORMED = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    IndexError,
+    BytesLengthException,
+    zlib.error,
+)
 """What pydicom raises for bytes that are no data elements."""
+_NO_ELEMENTS = "The header of the file does not parse as DICOM. Send the object again."
 
 
 @dataclass(frozen=True)
@@ -140,12 +150,12 @@ def read_header(path: Path | str) -> Header:
         raise InvalidObjectError("The file is not DICOM: it has no DICM prefix. Take it out of the study.") from error
     except (EOFError, struct.error) as error:
         raise InvalidObjectError("The file ends inside its header. Send the object again.") from error
-    except _MALFORMED as error:
-        raise InvalidObjectError("The header of the file does not parse as DICOM. Send the object again.") from error
     except OSError as error:
-        raise StoreUnavailableError(
-            f"A stored object cannot be read: {error.strerror or 'input/output error'}."
-        ) from error
+        if error.errno is None:  # pydicom's own, for bytes where an element should be
+            raise InvalidObjectError(_NO_ELEMENTS) from None
+        raise StoreUnavailableError(f"A stored object cannot be read: {error.strerror or 'input error'}.") from error
+    except _MALFORMED:  # their texts quote the bytes, a patient's name among them, so the cause is cut off
+        raise InvalidObjectError(_NO_ELEMENTS) from None
 
 
 def read_headers(paths: Iterable[Path | str]) -> tuple[list[Header], list[Unreadable]]:

@@ -35,9 +35,9 @@ _DECODERS: dict[str, Callable[[bytes], NDArray[np.generic]]] = {
     "1.2.840.10008.1.2.4.81": imagecodecs.jpegls_decode,
     "1.2.840.10008.1.2.4.90": imagecodecs.jpeg2k_decode,
     "1.2.840.10008.1.2.4.91": imagecodecs.jpeg2k_decode,
-    "1.2.840.10008.1.2.4.201": imagecodecs.htj2k_decode,
-    "1.2.840.10008.1.2.4.202": imagecodecs.htj2k_decode,
-    "1.2.840.10008.1.2.4.203": imagecodecs.htj2k_decode,
+    "1.2.840.10008.1.2.4.201": imagecodecs.jpeg2k_decode,
+    "1.2.840.10008.1.2.4.202": imagecodecs.jpeg2k_decode,
+    "1.2.840.10008.1.2.4.203": imagecodecs.jpeg2k_decode,
 }
 """Transfer syntax to the function that undoes it (PS3.5 section 10 and A.4)."""
 _RLE = "1.2.840.10008.1.2.5"
