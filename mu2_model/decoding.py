@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from transformers import LogitsProcessor, StoppingCriteria
+from torch import Tensor, nn
+from transformers import StoppingCriteria
 
 from mu2_model.errors import DeadlineExceededError
 
@@ -70,20 +70,20 @@ class GenerationWatch(StoppingCriteria):
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
-class TokenLogProbabilities(LogitsProcessor):
-    """Records the log-probability of every generated token, before temperature and nucleus, without keeping the logits.
+class TokenLogProbabilities:
+    """Records the model's own log-probability of every generated token, without keeping the logits.
 
-    A row that has ended keeps being fed padding; what is recorded there is cut off by whoever cuts the text.
+    It listens to the head, so penalties, temperature and nucleus do not bend the figure. A row that has ended keeps being
+    fed padding; what is recorded there is cut off by whoever cuts the text.
     """
 
     def __init__(self) -> None:
         self._next: Tensor | None = None
         self._recorded: list[Tensor] = []
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Keep the distribution of the next token; scores pass unchanged."""
-        self._next = torch.log_softmax(scores.float(), dim=-1)
-        return scores
+    def listen(self, module: nn.Module, arguments: tuple[Tensor, ...], logits: Tensor) -> None:
+        """Forward hook of the head: keep the distribution of the next token, logits (B, S, vocabulary)."""
+        self._next = torch.log_softmax(logits[:, -1].float(), dim=-1)
 
     def after_token(self, input_ids: Tensor) -> None:
         """Record the token that was chosen from the kept distribution."""

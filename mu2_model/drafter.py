@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
 from mu2_model.decoding import SETTINGS, Deadline, DecodeSettings, GenerationWatch, TokenLogProbabilities
 from mu2_model.errors import CheckpointError, QuestionError
@@ -217,7 +217,7 @@ class _Run:
                 self.tell("generate", new.shape[1], limit, texts)
 
         seeded = torch.random.fork_rng(devices=self._random_devices()) if settings.sample else nullcontext()
-        with seeded:
+        with seeded, self.model.lm_head.register_forward_hook(record.listen):
             if settings.sample:
                 torch.manual_seed(settings.seed)
             ids = self.model.generate(
@@ -228,7 +228,6 @@ class _Run:
                 num_return_sequences=samples,
                 eos_token_id=self.end_tokens(),
                 pad_token_id=self.pad_token(),
-                logits_processor=LogitsProcessorList([record]),
                 stopping_criteria=StoppingCriteriaList([GenerationWatch(self.deadline, on_token)]),
                 **settings.arguments(),
             )

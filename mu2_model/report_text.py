@@ -17,8 +17,8 @@ _HEADER = re.compile(
     r"(?:^|(?<=[\n.;:!?])|(?<=[.;:!?] ))[ \t]*[*#]{0,4}[ \t]*(findings?|impressions?|recommendations?)[ \t]*:[*]{0,2}",
     re.IGNORECASE | re.MULTILINE,
 )
-# A sentence ends at . ! ? before white space and a new start, or at a line's end. "3.5 cm", "e.g. left" and "1." do not end one.
-_BOUNDARY = re.compile(r"(?<!\b[A-Za-z]\.[A-Za-z]\.)(?<!^\d\.)(?<!\n\d\.)(?<=[.!?])\s+(?=[\w(\[\"'-])|\n+")
+# A sentence ends at . ! ? before white space, or at a line's end. "3.5 cm", "e.g. left" and a leading "1." do not end one.
+_BOUNDARY = re.compile(r"(?<!\b[A-Za-z]\.[A-Za-z]\.)(?<!^\d\.)(?<!\n\d\.)(?<=[.!?])\s+|\n+")
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,12 @@ def split_report(text: str) -> list[SentenceSpan]:
     [('findings', 'Lungs are clear.'), ('impression', 'Normal chest.')]
     """
     begin = strip_thinking(text)
+    # The pattern is run on the report alone: a header right behind a thinking block begins it.
     section, position = FINDINGS, begin
     sentences: list[SentenceSpan] = []
-    for header in _HEADER.finditer(text, begin):
-        sentences += _sentences(text, position, header.start(), section)
-        section, position = _section(header.group(1)), header.end()
+    for header in _HEADER.finditer(text[begin:]):
+        sentences += _sentences(text, position, begin + header.start(), section)
+        section, position = _section(header.group(1)), begin + header.end()
     return sentences + _sentences(text, position, len(text), section)
 
 

@@ -82,6 +82,8 @@ class Mu2Projector(nn.Module):
 
     def forward(self, x_LPW: Tensor) -> Tensor:
         """(L, P, W) to (L, N, H)."""
-        grid = x_LPW.transpose(1, 2).unflatten(2, self.grid)
-        pooled = F.avg_pool3d(grid, self.pooling_size).flatten(2).transpose(1, 2)
+        size, (depth, height, width) = self.pooling_size, self.grid
+        # A mean over views, since avg_pool3d knows no half precision on CPUs.
+        boxes = x_LPW.reshape(-1, depth // size, size, height // size, size, width // size, size, x_LPW.shape[-1])
+        pooled = boxes.mean(dim=(2, 4, 6)).flatten(1, 3)
         return self.fc2(F.gelu(self.fc1(pooled)))

@@ -189,8 +189,7 @@ class DynamicTokenPooling(nn.Module):
 
     def forward(self, x_BKH: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the pooled tokens (B, V, H), V = Σ K / scale, and the gates (B, scales)."""
-        x_BHK = x_BKH.transpose(1, 2)
-        pooled = [F.avg_pool1d(x_BHK, scale).transpose(1, 2) for scale in self.scales]
+        pooled = [x_BKH.unflatten(1, (-1, scale)).mean(dim=2) for scale in self.scales]
         if not self.gated:
             return torch.cat(pooled, dim=1), x_BKH.new_ones(x_BKH.shape[0], len(self.scales))
         if self.per_scale:

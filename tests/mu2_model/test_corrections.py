@@ -46,11 +46,17 @@ def selection_is_not_an_average_at_the_start(preset: Callable[..., Mu2Config]) -
 
 def padding_of_the_question_changes_nothing(preset: Callable[..., Mu2Config]) -> bool:
     model, given = build(preset()), inputs()
+    with torch.no_grad():
+        # At the published start no token depends on anything; larger weights let the question through.
+        for parameter in model.model.visual_tokenizer.parameters():
+            parameter.mul_(3)
+        model.get_input_embeddings().weight.mul_(30)
     question = given["question_ids"]
     padded = torch.cat((question, torch.zeros(2, 40, dtype=torch.long)), dim=1)
     mask = torch.cat((torch.ones_like(question), torch.zeros(2, 40, dtype=torch.long)), dim=1)
     plain = encode(model, given)
-    return torch.allclose(plain, encode(model, given, question_ids=padded, question_attention_mask=mask), atol=1e-6)
+    difference = encode(model, given, question_ids=padded, question_attention_mask=mask) - plain
+    return float(difference.norm() / (plain - plain.mean(dim=1, keepdim=True)).norm()) < 1e-4
 
 
 def empty_chunks_change_nothing(preset: Callable[..., Mu2Config]) -> bool:

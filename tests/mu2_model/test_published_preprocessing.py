@@ -1,0 +1,84 @@
+"""The published preprocessing against a plain float64 computation with the same steps."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from mu2_model.image_processing_mu2 import Mu2ImageProcessor
+from mu2_model.published_preprocessing import percentiles
+
+
+def plain(array: NDArray, size: int, longest: int) -> NDArray[np.float64]:
+    """Percentiles, crop, Gaussian anti-aliasing and corner-aligned linear resize, axis by axis, in float64."""
+    data = array.astype(np.float64)
+    low, high = np.percentile(data, 0.5), np.percentile(data, 99.5)
+    data = np.clip((data - low) / (high - low), 0, 1)
+    inside = np.argwhere(data > 0)
+    first, last = inside.min(axis=0), inside.max(axis=0) + 1
+    data = data[first[0] : last[0], first[1] : last[1], first[2] : last[2]]
+    ratio = min(size / data.shape[1], size / data.shape[2])
+    target = [min(data.shape[0], longest), int(data.shape[1] * ratio), int(data.shape[2] * ratio)]
+    for axis, count in enumerate(target):
+        data = np.moveaxis(resize_line(np.moveaxis(data, axis, 0), count), 0, axis)
+    out = np.zeros((longest, size, size))
+    out[: data.shape[0], : data.shape[1], : data.shape[2]] = data
+    return out
+
+
+def resize_line(data: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    from math import erf
+
+    source = data.shape[0]
+    sigma = max(0.0, (source / count - 1) / 2)
+    if sigma:
+        reach = int(max(4 * sigma, 0.5) + 0.5)
+        blurred = np.zeros_like(data)
+        for index in range(source):
+            for other in range(max(0, index - reach), min(source, index + reach + 1)):
+                edge = [(other - index + half) / (sigma * 2**0.5) for half in (0.5, -0.5)]
+                blurred[index] += 0.5 * (erf(edge[0]) - erf(edge[1])) * data[other]
+        data = blurred
+    out = np.empty((count, *data.shape[1:]))
+    for index in range(count):
+        position = index * (source - 1) / (count - 1)
+        below = min(int(position), source - 2) if source > 1 else 0
+        share = position - below
+        out[index] = (1 - share) * data[below] + share * data[min(below + 1, source - 1)]
+    return out
+
+
+@pytest.mark.parametrize("shape", [(20, 60, 48), (70, 50, 60), (12, 24, 20)])
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_the_result_is_that_of_the_plain_computation(shape: tuple[int, int, int], dtype: type) -> None:
+    generator = np.random.default_rng(0)
+    array = (generator.normal(0, 400, shape) - 300).astype(dtype)
+    array[:2], array[:, :5], array[:, :, -4:] = -3000, -3000, -3000
+    image = Mu2ImageProcessor(size=32, chunk_slices=8, max_slices=64, form="published")
+    pixels = image.prepare(array, None).pixel_values
+    assert pixels.shape == (8, 1, 8, 32, 32)
+    assert np.abs(pixels.numpy().reshape(64, 32, 32) - plain(array, 32, 64)).max() < 1e-5
+
+
+def test_percentiles_of_integers_and_floats_are_exact() -> None:
+    values = np.random.default_rng(1).integers(-2000, 3000, (7, 30, 31)).astype(np.int16)
+    expected = [np.percentile(values.astype(np.float64), percent) for percent in (0.5, 50, 99.5)]
+    assert np.allclose(percentiles(values, (0.5, 50, 99.5)), expected)
+    assert np.allclose(percentiles(values.astype(np.float32), (0.5, 50, 99.5)), expected)
+
+
+def test_a_place_in_the_published_input_is_mapped_back_to_the_array() -> None:
+    array = np.full((16, 64, 64), -1000, np.int16)
+    array[2:14, 10:58, 8:56] = 0
+    array[6:9, 30:42, 36:48] = 3000
+    image = Mu2ImageProcessor(size=32, chunk_slices=8, max_slices=16, form="published")
+    prepared = image.prepare(array, None)
+    flat = prepared.pixel_values.flatten(0, 2)
+    index = torch.nonzero(flat == flat.max()).double().mean(dim=0).numpy()
+    source = prepared.grid.to_source[:3, :3] @ index + prepared.grid.to_source[:3, 3]
+    assert np.abs(source - [7, 35.5, 41.5]).max() < 1
+
+
+def test_a_constant_array_gives_finite_input() -> None:
+    image = Mu2ImageProcessor(size=16, chunk_slices=8, max_slices=8, form="published")
+    assert torch.isfinite(image.prepare(np.zeros((8, 16, 16), np.int16), None).pixel_values).all()
