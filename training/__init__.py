@@ -1,0 +1,1 @@
+"""Phantoms, data, fine-tuning, preferences and evaluation of μ²LLM."""

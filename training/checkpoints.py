@@ -1,0 +1,52 @@
+"""Saving what a trainer made: provenance in every checkpoint, and at the end a plain `from_pretrained` folder with a card."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from mu2_model import Mu2ForConditionalGeneration, Mu2Processor
+from training.model_card import write_card
+from training.plots import plot_history
+from training.provenance import Provenance
+
+
+class ProvenanceCallback(TrainerCallback):  # type: ignore[misc]
+    """Writes the provenance into every checkpoint; `stop_after` ends the run early, for tests of resuming."""
+
+    def __init__(self, provenance: Provenance, stop_after: int | None = None):
+        self.provenance, self.stop_after = provenance, stop_after
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """After a checkpoint was written."""
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            self.provenance.write(folder)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """After a step."""
+        if self.stop_after is not None and state.global_step >= self.stop_after:
+            control.should_training_stop = True
+
+
+def save_trained(trainer: Any, processor: Mu2Processor, provenance: Provenance) -> Path:
+    """Write the trained model as a folder that `ReportDrafter` loads, with card, provenance and plots.
+
+    Adapters are merged, so nobody needs PEFT to draft.
+    """
+    folder = Path(str(trainer.args.output_dir))
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.is_world_process_zero():
+        return folder
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "merge_and_unload"):
+        model, state = model.merge_and_unload(), None
+    assert isinstance(model, Mu2ForConditionalGeneration)
+    model.config.untrained = False
+    model.save_pretrained(folder, state_dict=state)
+    processor.save_pretrained(folder)
+    provenance.write(folder)
+    plot_history(trainer.state.log_history, folder / "plots")
+    write_card(folder)
+    return folder

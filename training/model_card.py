@@ -1,0 +1,80 @@
+"""The card of a checkpoint, written from what the run stored and the evaluation counted; no figure is typed by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from training.provenance import read_provenance
+
+SCORES_FILE = "evaluation.json"
+LIMITS = (
+    "Trained on PhantomCT, a procedural phantom generator, or on the data named below. Scores on phantoms say whether the "
+    "system learns; they say nothing about patients. Every draft is machine-written, needs a radiologist's reading and "
+    "signature, and is not for clinical use without local approval."
+)
+SHOWN_SCORES = (
+    "cases",
+    "failed",
+    "finding_micro_f1",
+    "finding_macro_f1",
+    "side_accuracy",
+    "size_accuracy",
+    "normal_false_positive_rate",
+    "green",
+    "rouge1",
+    "meteor",
+    "bleu4",
+    "shuffled_finding_micro_f1",
+    "distinct_report_ratio",
+)
+
+
+def card(folder: Path) -> str:
+    """The card's text for a checkpoint folder."""
+    run = read_provenance(folder) or {}
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    name = config.get("model_name", folder.name)
+    lines = [
+        "---",
+        "license: apache-2.0",
+        "library_name: transformers",
+        "tags: [computed-tomography, radiology-report]",
+        "---",
+    ]
+    lines += [f"# {name}", "", "A μ²LLM checkpoint: a CT volume and a question in, a draft report out.", "", LIMITS, ""]
+    if run:
+        lines += ["## Made by", "", "| stage | cases | seed | manifest (SHA-256) | code |", "|---|---|---|---|---|"]
+        for stage in [*run.get("before", []), run]:
+            row = (stage["stage"], stage["cases"], stage["seed"], stage["manifest_sha256"][:12], stage["revision"][:12])
+            lines.append("| " + " | ".join(str(value) for value in row) + " |")
+        lines += ["", "Settings and package versions of every stage are in `training_run.json`.", ""]
+    scores = folder / SCORES_FILE
+    if scores.is_file():
+        lines += _scores(json.loads(scores.read_text(encoding="utf-8")))
+    return "\n".join(lines)
+
+
+def _scores(told: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Scores",
+        "",
+        f"Printed by `{told['command']}`.",
+        "",
+        "| score | value | 95 % interval |",
+        "|---|---|---|",
+    ]
+    intervals = told.get("intervals", {})
+    for name in SHOWN_SCORES:
+        if told.get(name) is None:
+            continue
+        low_high = intervals.get(name)
+        shown = f"{told[name]:.3f}" if isinstance(told[name], float) else str(told[name])
+        lines.append(f"| {name} | {shown} | {'' if low_high is None else f'{low_high[0]:.3f} to {low_high[1]:.3f}'} |")
+    return [*lines, ""]
+
+
+def write_card(folder: Path) -> Path:
+    """Write README.md into the checkpoint folder."""
+    file = folder / "README.md"
+    file.write_text(card(folder), encoding="utf-8")
+    return file
