@@ -95,7 +95,9 @@ def arrival(
 
 def _line(text: str, most: int) -> str:
     """`text` as its column takes it. The lengths are the standard's own; a longer value breaks it and is cut."""
-    return _CONTROL_CHARACTERS.sub("", text)[:most] if text else ""
+    if text.isprintable():
+        return text[:most]
+    return _CONTROL_CHARACTERS.sub("", text)[:most]
 
 
 def _date(value: str) -> date | None:

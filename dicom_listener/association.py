@@ -211,6 +211,7 @@ class Association(threading.Thread):
         self._command_bytes.clear()
         if command.has_data_set:
             self._sink = self._sink_of(command)
+            stream.before_reuse = self._sink.flush
             return
         if command.field == CommandField.N_EVENT_REPORT_RSP:
             self._report_answered(command)
@@ -251,6 +252,7 @@ class Association(threading.Thread):
             self._reports[self._message_id] = report
             self._send_report(stream, report)
         stream.deadline = float("inf")
+        stream.rewind()
         with self._lock:
             self._in_message = False
 

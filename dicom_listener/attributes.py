@@ -22,7 +22,7 @@ from worker.core.errors import InvalidObjectError
 
 Phi = Annotated[str, "patient data: never logged, never in a metric, a file name or a URL"]
 
-HEAD_BYTES = 32_768  # enough for nearly every CT image; when it is not, `MORE_BYTES` are read
+HEAD_BYTES = 8_192  # enough for most CT images; when it is not, `MORE_BYTES` are read
 MORE_BYTES = 16_777_216
 _MAX_NESTING = 16
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*", re.ASCII)

@@ -91,8 +91,7 @@ class Committer:
         unsynced: set[str] = set()
         for waiting in group:
             try:
-                if self._store.place(waiting.held, waiting.arrival.path, unsynced):
-                    self._metrics.duplicates.inc()
+                self._store.place(waiting.held, waiting.arrival.path, unsynced)
                 placed.append(waiting)
             except Mu2Error as error:
                 waiting.outcome = error
@@ -121,6 +120,10 @@ class Committer:
         else:
             for waiting, outcome in zip(placed, recorded, strict=True):
                 waiting.outcome = outcome
+
+    def close(self) -> None:
+        """Gives the database connection back; no association is left by then."""
+        self._recorder.close()
 
     def _fail(self, placed: list[_Waiting], error: Mu2Error) -> None:
         self._on_failure()

@@ -51,7 +51,10 @@ class Sink(Protocol):
     """Where the data set of one message goes."""
 
     def write(self, piece: memoryview) -> None:
-        """Takes the next piece; never raises because of what it holds."""
+        """Takes the next piece, which stays as it is until `flush`; never raises because of what it holds."""
+
+    def flush(self) -> None:
+        """Lets go of every piece."""
 
     def finish(self) -> Status:
         """The data set is whole; the status to answer."""
@@ -68,6 +71,9 @@ class RefusingSink:
 
     def write(self, piece: memoryview) -> None:
         """Forgets the piece."""
+
+    def flush(self) -> None:
+        """Keeps none."""
 
     def finish(self) -> Status:
         """The status that was decided at the start."""
@@ -88,6 +94,9 @@ class ActionSink:
         """Collects up to the bound; a longer data set is refused at its end."""
         if len(self._data) <= MOST_ACTION_BYTES:
             self._data += piece
+
+    def flush(self) -> None:
+        """Keeps none: pieces were copied."""
 
     def finish(self) -> Status:
         """Does the action."""
@@ -111,9 +120,14 @@ class StoreSink:
             self._guarded(self._open)
 
     def write(self, piece: memoryview) -> None:
-        """Writes the piece; after a failure the rest of the data set passes by."""
+        """Takes the piece; after a failure the rest of the data set passes by."""
         if self._incoming is not None:
-            self._guarded(self._incoming.write, piece)
+            self._guarded(self._incoming.add, piece)
+
+    def flush(self) -> None:
+        """Writes what was taken."""
+        if self._incoming is not None:
+            self._guarded(self._incoming.flush)
 
     def finish(self) -> Status:
         """Makes the instance durable and says how that went."""
@@ -188,7 +202,9 @@ class StoreSink:
     def _note(self, recorded: Recorded, size_bytes: int) -> None:
         metrics = self._services.metrics
         metrics.bytes.inc(size_bytes)
-        if recorded.disposition is Disposition.VARIANT:
+        if recorded.repeated:
+            metrics.duplicates.inc()
+        elif recorded.disposition is Disposition.VARIANT:
             metrics.variants.inc()  # whether it shows the same picture is decided where pixels are decoded
         elif recorded.disposition is Disposition.CONFLICT:
             metrics.conflicts.inc()

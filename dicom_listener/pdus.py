@@ -3,22 +3,24 @@
     PDU          type (1), reserved (1), length (4, big endian), body            PS3.8 section 9.3.1
     P-DATA-TF    body = one or more PDVs: length (4), context id (1), control (1), fragment     section 9.3.5, annex E.2
 
-`PduStream` gives the fragments as views into one reused buffer, straight from `recv_into`: nothing is collected, so a
-PDU of any size costs the buffer and no more. The peer's maximum is checked all the same, and a PDU past it is a
-`ProtocolError` that the association answers with A-ABORT.
+`PduStream` gives the fragments as views into one reused buffer, straight from `recv_into`, so a PDU of any size costs the
+buffer and no more. The agreed maximum is checked all the same: a longer PDU is a `ProtocolError`, answered with A-ABORT.
+Views stay valid until the buffer is full, when `before_reuse` is called: whoever keeps views writes them out then. So a
+slice of a CT, which fits the buffer, is hashed and written in one go.
 """
 
 import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 
 from worker.core.errors import FinalError, RetryableError
 
 BUFFER_BYTES = 1 << 20
 MAX_REQUEST_BYTES = 262_144  # 128 contexts that each propose 40 transfer syntaxes need 150,000
+_LEAST_READ_BYTES = 1_024  # a read into less room than this is not worth its call
 _MAX_CONTROL_PDU_BYTES = 4  # A-RELEASE and A-ABORT bodies are exactly this long
 _HEADER = struct.Struct(">BxI")
 _PDV = struct.Struct(">IBB")
@@ -101,7 +103,7 @@ class PduStream:
         self._end = 0
         self._stall_seconds = stall_seconds
         self.deadline = float("inf")
-        self.last_read = time.monotonic()
+        self.before_reuse: Callable[[], None] = _nothing_kept
 
     def set_stall_seconds(self, seconds: float) -> None:
         """Changes the bound of a single read or write."""
@@ -148,8 +150,7 @@ class PduStream:
     def fragments(self, length: int, max_pdu_bytes: int) -> Iterator[tuple[int, int, memoryview]]:
         """(context id, control byte, piece) of each PDV of a P-DATA-TF PDU whose body has `length` bytes.
 
-        A PDV that is not wholly in the buffer comes in several pieces; only its last piece carries the LAST bit. A
-        piece is valid until the next one is asked for.
+        A PDV that is not wholly in the buffer comes in several pieces; only its last piece carries the LAST bit.
         """
         if length > max_pdu_bytes:
             raise ProtocolError("P-DATA-TF is longer than the agreed maximum", AbortReason.INVALID_PARAMETER)
@@ -181,11 +182,6 @@ class PduStream:
         except OSError as error:
             raise PeerGoneError("connection lost while sending") from error
 
-    @property
-    def at_rest(self) -> bool:
-        """True when no received byte waits in the buffer."""
-        return self._start == self._end
-
     def _some(self, wanted: int) -> memoryview:
         """Up to `wanted` bytes, at least one unless `wanted` is 0."""
         if wanted and self._start == self._end:
@@ -200,10 +196,9 @@ class PduStream:
             self._fill(count)
 
     def _fill(self, count: int) -> None:
-        """Reads once, after making room for `count` bytes behind what is still unread."""
-        if self._start == self._end:
-            self._start = self._end = 0
-        elif len(self._buffer) - self._start < count:
+        """Reads once, after making sure that `count` bytes have room from the first unread one on."""
+        if len(self._buffer) - self._start < max(count, _LEAST_READ_BYTES):
+            self.before_reuse()
             unread = self._end - self._start
             self._view[:unread] = self._view[self._start : self._end]
             self._start, self._end = 0, unread
@@ -218,4 +213,12 @@ class PduStream:
         if received == 0:
             raise PeerGoneError("connection closed")
         self._end += received
-        self.last_read = time.monotonic()
+
+    def rewind(self) -> None:
+        """Starts the buffer anew between two messages, when nothing in it is needed any more."""
+        if self._start == self._end:
+            self._start = self._end = 0
+
+
+def _nothing_kept() -> None:
+    """Nobody keeps views."""

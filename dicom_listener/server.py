@@ -86,12 +86,12 @@ class Listener:
         self._holds = Holds(settings.dicom.open_association_limit_seconds)
         ranking = Ranking(settings.queue.priority_rules)
         self._recovery = Recovery(self._store, self._database, ranking, self.metrics)
-        committer = Committer(self._store, self._database, self.metrics, self._recovery.request)
+        self._committer = Committer(self._store, self._database, self.metrics, self._recovery.request)
         self._completer = Completer(
             self._database, settings.dicom.quiet_seconds, self._holds.held, submit, self.metrics
         )
         self.commitments = CommitmentService(settings.dicom, self._store, self._database)
-        self.services = Services(self._store, committer, self._holds, ranking, self.metrics)
+        self.services = Services(self._store, self._committer, self._holds, ranking, self.metrics)
         self._refusals = Refusals(self._database, self.metrics)
         self._lock = threading.Lock()
         self._associations: dict[int, Association] = {}  # in order of age
@@ -138,7 +138,7 @@ class Listener:
         for association in self._open():
             association.cut()
             association.join(1.0)
-        for part in (self._completer, self._recovery, self.commitments):
+        for part in (self._completer, self._recovery, self.commitments, self._committer):
             part.close()
         if self._health is not None:
             self._health.close()

@@ -13,6 +13,7 @@ step, and only then may a sender hear "success".
 
 import fcntl
 import hashlib
+import itertools
 import os
 import secrets
 import shutil
@@ -31,6 +32,7 @@ FLOOR_CHECK_BYTES = 64 << 20  # the disk's floor is looked at again after each o
 _INSTANCES = "instances"
 MOST_REMEMBERED_FOLDERS = 4_096
 _META_OFFSET = len(PREAMBLE) + 12  # behind (0002,0000), whose value is the length of the rest
+_MOST_PIECES = 512  # below the system's limit of buffers in one write
 _RECOVERY_MARGIN_SECONDS = 86_400.0
 _LONG_META = (b"OB", b"UN", b"OW", b"SQ", b"UT")
 
@@ -83,9 +85,12 @@ class Held:
 
 
 class Incoming:
-    """One data set on its way to the disk. Any failure to write is a `StoreUnavailableError`; nothing is left behind."""
+    """One data set on its way to the disk. Any failure to write is a `StoreUnavailableError`; nothing is left behind.
 
-    def __init__(self, store: "Store", path: Path, header: bytes, transfer_syntax: str) -> None:
+    Pieces are kept as views of the receiver's buffer until `flush`.
+    """
+
+    def __init__(self, store: "Store", path: str, header: bytes, transfer_syntax: str) -> None:
         self._store = store
         self._path = path
         self._transfer_syntax = transfer_syntax
@@ -93,36 +98,46 @@ class Incoming:
         self._offset = len(header)
         self._size = len(header)
         self._next_floor_check = FLOOR_CHECK_BYTES
+        self._kept: list[bytes | memoryview] = [header]
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         except OSError as error:
             raise _unavailable(error) from error
-        self._write(header)
 
     @property
     def data_set_bytes(self) -> int:
         """Bytes of the data set so far."""
         return self._size - self._offset
 
-    def write(self, piece: memoryview) -> None:
-        """Appends a piece of the data set."""
+    def add(self, piece: memoryview) -> None:
+        """Takes the next piece of the data set; it must stay as it is until `flush`."""
+        self._kept.append(piece)
         self._digest.update(piece)
-        self._write(piece)
         self._size += len(piece)
+        if len(self._kept) >= _MOST_PIECES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is kept."""
+        kept, self._kept = self._kept, []
+        left = sum(map(len, kept))
+        try:
+            while left:
+                written = os.writev(self._fd, kept)
+                left -= written
+                while kept and written >= len(kept[0]):
+                    written -= len(kept.pop(0))
+                if written:
+                    kept[0] = memoryview(kept[0])[written:]
+        except OSError as error:
+            raise _unavailable(error) from error
         if self._size > self._next_floor_check:
             self._next_floor_check = self._size + FLOOR_CHECK_BYTES
             self._store.check_floor()
 
-    def _write(self, data: bytes | memoryview) -> None:
-        try:
-            written = os.write(self._fd, data)
-            while written < len(data):
-                written += os.write(self._fd, memoryview(data)[written:])
-        except OSError as error:
-            raise _unavailable(error) from error
-
     def finish(self) -> Held:
-        """Makes the file durable and closes it."""
+        """Writes what is kept, makes the file durable and closes it."""
+        self.flush()
         try:
             os.fsync(self._fd)
             head = os.pread(self._fd, attributes.HEAD_BYTES, self._offset)
@@ -130,14 +145,15 @@ class Incoming:
             raise _unavailable(error) from error
         os.close(self._fd)
         self._fd = -1
-        return Held(self._path, self._size, self._offset, self._digest.hexdigest(), head, self._transfer_syntax)
+        return Held(Path(self._path), self._size, self._offset, self._digest.hexdigest(), head, self._transfer_syntax)
 
     def discard(self) -> None:
         """Removes the file; harmless when it was finished, placed or discarded before."""
+        self._kept.clear()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        self._path.unlink(missing_ok=True)
+        Path(self._path).unlink(missing_ok=True)
 
 
 class Store:
@@ -149,6 +165,7 @@ class Store:
         self._prefix = f"{root}/"
         self._instances = root / _INSTANCES
         self._incoming = root / "incoming" / secrets.token_hex(8)
+        self._numbers = itertools.count()
         self._lock_fd = -1
         self._durable: set[str] = set()  # study folders whose own entries this process has synced
 
@@ -185,7 +202,7 @@ class Store:
         """A new incoming file with its header written; raises `StoreUnavailableError`."""
         self.check_floor()
         header = file_meta(sop_class_uid, sop_instance_uid, transfer_syntax)
-        return Incoming(self, self._incoming / f"{secrets.token_hex(8)}.part", header, transfer_syntax)
+        return Incoming(self, f"{self._incoming}/{next(self._numbers)}.part", header, transfer_syntax)
 
     def name(self, held: Held, study_uid: str, sop_instance_uid: str) -> str:
         """The path, below the root, under which a file belongs."""
@@ -193,15 +210,14 @@ class Store:
         content = _hash(held.transfer_syntax + held.sha256, 16)
         return f"{_INSTANCES}/{study[:2]}/{study[2:]}/{_hash(sop_instance_uid, 24)}-{content}.dcm"
 
-    def place(self, held: Held, relative: str, unsynced: set[str]) -> bool:
-        """Moves a finished file to its name; true when these bytes were there before.
+    def place(self, held: Held, relative: str, unsynced: set[str]) -> None:
+        """Moves a finished file to its name.
 
         Adds the folders whose entries changed to `unsynced`; the file counts as stored once `sync` has seen them.
         """
         target = f"{self._prefix}{relative}"  # strings, not `Path`: this and `sync` run for every instance
         folder = target.rpartition("/")[0]
         try:
-            there = os.path.exists(target)  # noqa: PTH110
             try:
                 os.rename(held.path, target)  # noqa: PTH104
             except FileNotFoundError:
@@ -213,7 +229,6 @@ class Store:
         if folder not in self._durable:  # made now, or by another process that may not have synced it yet
             unsynced.update((f"{self._prefix}{_INSTANCES}", folder.rpartition("/")[0]))
         unsynced.add(folder)
-        return there
 
     def sync(self, folders: Collection[str]) -> None:
         """Makes the entries of `folders` durable, parents first."""

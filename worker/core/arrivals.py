@@ -61,6 +61,7 @@ class Recorded:
     disposition: Disposition
     duplicate: bool  # equal bytes were there before: no row was written and the new file is not needed
     new_revision: bool  # the study had been complete
+    repeated: bool = False  # this very file had its row before: a commit whose answer was lost, or it was sent again
 
 
 def record(database: Database, arrivals: Sequence[Arrival]) -> list[Recorded]:
@@ -98,7 +99,7 @@ def record_many(session: Session, arrivals: Sequence[Arrival]) -> list[Recorded]
             if new_revision:
                 _reopen(session, study)
             study.arrived(arrival)
-        recorded.append(Recorded(study.id, study.revision, disposition, duplicate, new_revision))
+        recorded.append(Recorded(study.id, study.revision, disposition, duplicate, new_revision, recorded_before))
         if not duplicate and not recorded_before:
             series_id = series_ids[study.id, arrival.series_instance_uid]
             rows.append(instance_row(arrival, study.id, study.revision, series_id, disposition))
