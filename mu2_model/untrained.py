@@ -84,7 +84,6 @@ def tiny_config(vocabulary: int, image_token_id: int) -> Mu2Config:
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=512,
-            tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=2,
             pad_token_id=0,
@@ -112,8 +111,9 @@ def make_untrained(folder: Path | str, seed: int = 0) -> Path:
         max_new_tokens=MAX_NEW_TOKENS,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        # Random weights repeat themselves without end.
+        # Random weights repeat themselves without end, and choose tokens that no text holds.
         no_repeat_ngram_size=2,
+        suppress_tokens=[token for token in tokenizer.all_special_ids if token != tokenizer.eos_token_id],
     )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
