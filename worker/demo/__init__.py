@@ -1,1 +1,4 @@
-"""`mu2 demo`: one study through the real services on embedded parts, watched from outside."""
+"""The study that `mu2 demo` sends: a synthetic CT with its truth, in `study/`.
+
+`python -m training phantoms --demo worker/demo/study` makes it again, byte for byte.
+"""

@@ -1,0 +1,64 @@
+"""`python -m training phantoms`: make phantoms, the demo study, or pictures to look at."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from training.phantoms import demo
+from training.phantoms.contact_sheet import write_sheet
+from training.phantoms.generate import SEEDS_A_SET, ImageFormat, Order, generate
+from training.phantoms.phantom import make_phantom
+
+NOTES = Console(stderr=True)
+SHEET_PHANTOMS = 8
+"""Phantoms on one contact sheet."""
+
+
+def phantoms(
+    out: Annotated[Path | None, typer.Option(help="Folder for images, labels and manifest.jsonl.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many phantoms.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Which set; sets of two seeds share no phantom.")] = 0,
+    full: Annotated[bool, typer.Option("--full/--core", help="All 25 findings, or the 12 of PhantomCT-core.")] = False,
+    image_format: Annotated[ImageFormat, typer.Option("--format", help="How images are stored.")] = ImageFormat.NIFTI,
+    labels: Annotated[
+        bool, typer.Option(help="Store organ and finding labels a voxel (numpy has them always).")
+    ] = False,
+    split: Annotated[str, typer.Option(help="Split written to the manifest.")] = "train",
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Draw a contact sheet of the first phantoms to this PNG.")] = None,
+    demo_folder: Annotated[
+        Path | None, typer.Option("--demo", help="Write the demo study there, nothing else.")
+    ] = None,
+) -> None:
+    """Make synthetic CTs whose findings are known: the same seed gives the same bytes.
+
+    Stops and goes on: what a folder already holds is not made again.
+    """
+    if demo_folder is not None:
+        written = demo.write_demo(demo_folder)
+        NOTES.print(f"{len(written)} files in {demo_folder}")
+        return
+    if out is None and sheet is None:
+        raise typer.BadParameter("say where: --out FOLDER, --sheet PICTURE.png or --demo FOLDER")
+    if sheet is not None:
+        first = seed * SEEDS_A_SET
+        drawn = [make_phantom(first + number, full=full) for number in range(min(count, SHEET_PHANTOMS))]
+        write_sheet(drawn, sheet)
+        NOTES.print(f"{len(drawn)} phantoms drawn in {sheet}")
+    if out is not None:
+        _generate(Order(out, count, seed, full, image_format, labels, split), processes)
+
+
+def _generate(order: Order, processes: int | None) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=NOTES) as progress:
+            task = progress.add_task("phantoms", total=order.count)
+            for done in generate(order, processes):
+                progress.update(task, completed=done)
+    except FileExistsError as error:
+        raise typer.BadParameter(str(error)) from error
+    NOTES.print(f"{order.count} phantoms in {order.folder}")
