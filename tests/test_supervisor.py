@@ -77,13 +77,6 @@ def test_services_stop_in_the_reverse_order_of_their_start(tmp_path, running):
     assert (tmp_path / "stopped").read_text().split() == ["third", "second", "first"]
 
 
-def test_a_service_starts_only_when_the_one_before_it_is_ready(tmp_path, running):
-    slow = service(tmp_path, "slow", "time.sleep(0.5)\n" + textwrap.dedent(STEADY))
-    supervisor = running(slow, service(tmp_path, "next", STEADY))
-    supervisor.wait_ready(PATIENCE_SECONDS)
-    assert (tmp_path / "slow.pid").stat().st_mtime_ns < (tmp_path / "next.pid").stat().st_mtime_ns
-
-
 def test_a_killed_service_is_started_again(tmp_path, running):
     supervisor = running(service(tmp_path, "one", STEADY))
     supervisor.wait_ready(PATIENCE_SECONDS)

@@ -1,12 +1,13 @@
-"""The processes of one machine: started in order, restarted when they die, stopped without losing work, never orphaned.
+"""The processes of one machine: restarted when they die, stopped in order without losing work, never orphaned.
 
     supervisor ──┬── valkey      when no broker URL is set
                  ├── worker      celery -A worker worker
                  └── listener    python -m dicom_listener
 
-They start from top to bottom and stop from bottom to top: first nothing new arrives, then the worker ends what it has
-in hand, then the broker goes. Every child is tied to this process by the kernel (PR_SET_PDEATHSIG), so that even a
-`kill -9` here leaves none behind; what they had in hand is found again in the rows and in the store.
+They start together, because each waits for what it needs, and stop from bottom to top: first nothing new arrives, then
+the worker ends what it has in hand, then the broker goes. The kernel ties every child to this process
+(PR_SET_PDEATHSIG), so that even a `kill -9` here leaves none behind; what they had in hand is found again in the rows
+and in the store.
 """
 
 import ctypes
@@ -170,7 +171,7 @@ class Supervisor:
                 child.stop(self._hurry)
 
     def _tend(self) -> bool:
-        """One look at every child, in order: a child is first started when those before it are ready."""
+        """One look at every child; False when one was given up."""
         for child in self._children:
             if not child.tend():
                 self._given_up = ServiceError(
@@ -178,8 +179,6 @@ class Supervisor:
                 )
                 log.error("service_given_up", process=child.service.name, count=child.deaths)
                 return False
-            if not child.ready and child.first_start:
-                break
         return True
 
 

@@ -1,0 +1,78 @@
+"""`mu2 up`: everything on one machine, whatever dies, until it is told to stop."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import free_port
+from tests.end_to_end.running_services import processes_of, run_mu2
+from tests.worker.hospital_site import wait_for
+from worker.supervisor import answers
+
+READY_SECONDS = 60.0
+
+
+@pytest.fixture
+def variables(tmp_path: Path) -> dict[str, str]:
+    ports = {name: str(free_port()) for name in ("DICOM__PORT", "DICOM__METRICS_PORT", "WORKER__METRICS_PORT")}
+    return {**{f"MU2_{name}": port for name, port in ports.items()}, "MU2_MODEL__REPORTER": "fake"}
+
+
+@pytest.fixture
+def up(tmp_path: Path, variables: dict[str, str]) -> Iterator["subprocess.Popen[str]"]:
+    """`mu2 up`, ready."""
+    home = tmp_path / "home"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "worker", "up"],
+        env={**os.environ, **variables, "MU2_HOME": str(home)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    lines = iter(process.stderr.readline, "")
+    assert any(line.startswith("Ready:") for line in lines)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def service_pid(home: Path, word: str) -> int:
+    found = subprocess.run(["pgrep", "-f", word], capture_output=True, text=True, check=False).stdout.split()
+    for pid in map(int, found):
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        if f"MU2_HOME={home}".encode() in environment and os.getpgid(pid) == pid:
+            return pid
+    return 0
+
+
+def test_up_starts_a_killed_service_again_and_stops_cleanly_on_ctrl_c(
+    up: "subprocess.Popen[str]", tmp_path: Path, variables: dict[str, str]
+) -> None:
+    home = tmp_path / "home"
+    first = service_pid(home, "dicom_listener")
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: service_pid(home, "dicom_listener") not in (0, first), 20, "another listener")
+    port = int(variables["MU2_DICOM__METRICS_PORT"])
+    wait_for(lambda: answers("127.0.0.1", port), READY_SECONDS, "the listener")
+    doctor = run_mu2("doctor", home=home, **variables)
+    assert doctor.returncode == 0 and "answers C-ECHO" in doctor.stdout, doctor.stdout
+
+    second = run_mu2("up", home=home, **variables)
+    assert second.returncode == 1 and "runs the services of this MU2_HOME already" in second.stderr
+
+    up.send_signal(signal.SIGINT)
+    assert up.wait(30) == 0
+    assert processes_of(home) == []
+
+
+def test_a_killed_up_leaves_no_service_behind(up: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    assert len(processes_of(home)) >= 4
+    up.kill()
+    up.wait()
+    wait_for(lambda: processes_of(home) == [], 10, "the services to go")
