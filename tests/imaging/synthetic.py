@@ -110,8 +110,8 @@ def dataset(scan: Scan, depth: float, uids: dict[str, str], number: int) -> Data
     ds.ConvolutionKernel = "STANDARD"
     ds.AcquisitionDate, ds.AcquisitionTime = "20240101", "120000"
     ds.SliceThickness = 2.5
-    ds.ImageOrientationPatient = [f"{value:.10g}" for value in (*scan.column_axis, *scan.row_axis)]
-    ds.ImagePositionPatient = [f"{value:.10g}" for value in scan.position(depth)]
+    ds.ImageOrientationPatient = [f"{value:.9g}" for value in (*scan.column_axis, *scan.row_axis)]
+    ds.ImagePositionPatient = [f"{value:.9g}" for value in scan.position(depth)]
     ds.PixelSpacing = list(scan.spacing)
     ds.RescaleSlope, ds.RescaleIntercept = scan.slope, scan.intercept
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -169,7 +169,7 @@ def multiframe(scan: Scan, order: Sequence[int] | None = None) -> Dataset:
     del ds.RescaleSlope, ds.RescaleIntercept
     shared = Dataset()
     shared.PlaneOrientationSequence = [
-        _item(ImageOrientationPatient=[f"{v:.10g}" for v in (*scan.column_axis, *scan.row_axis)])
+        _item(ImageOrientationPatient=[f"{v:.9g}" for v in (*scan.column_axis, *scan.row_axis)])
     ]
     shared.PixelMeasuresSequence = [_item(PixelSpacing=list(scan.spacing), SliceThickness=2.5)]
     shared.CTImageFrameTypeSequence = [_item(FrameType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"])]
@@ -178,7 +178,7 @@ def multiframe(scan: Scan, order: Sequence[int] | None = None) -> Dataset:
     for number, index in enumerate(order, 1):
         frame = Dataset()
         frame.FrameContentSequence = [_item(FrameAcquisitionNumber=1, InStackPositionNumber=number, StackID="1")]
-        position = [f"{value:.10g}" for value in scan.position(scan.depths[index])]
+        position = [f"{value:.9g}" for value in scan.position(scan.depths[index])]
         frame.PlanePositionSequence = [_item(ImagePositionPatient=position)]
         frame.PixelValueTransformationSequence = [
             _item(RescaleSlope=scan.slope, RescaleIntercept=scan.intercept, RescaleType="HU")

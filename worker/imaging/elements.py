@@ -2,11 +2,13 @@
 
 import math
 import struct
+from functools import cache
 
 from pydicom.charset import python_encoding
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.tag import Tag
+from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag, Tag
 
 
 class Values:
@@ -18,6 +20,7 @@ class Values:
 
     def __init__(self, dataset: Dataset, outer: "Values | None" = None) -> None:
         self.dataset = dataset
+        self.elements = dict(dataset.items())
         self.codec: str = outer.codec if outer else "latin-1"
         declared = self.texts("SpecificCharacterSet")
         if declared:
@@ -25,17 +28,14 @@ class Values:
             self.codec = names or self.codec
 
     def _bytes(self, keyword: str) -> tuple[bytes, bool]:
-        tag = Tag(keyword)
-        if tag not in self.dataset:
-            return b"", True
-        element = self.dataset.get_item(tag)
+        """Undecoded value and whether it is little endian; empty when absent or a sequence."""
+        element = self.elements.get(_tag(keyword))
         if isinstance(element, RawDataElement):
             return element.value or b"", element.is_little_endian
-        value = element.value
-        if isinstance(value, bytes):
-            return value, True
-        many = value if isinstance(value, list | tuple) or hasattr(value, "append") else [value]
-        return "\\".join("" if v is None else str(v) for v in many).encode("utf-8"), True
+        if element is None or element.VR == "SQ":
+            return b"", True
+        values = element.value if isinstance(element.value, MultiValue) else [element.value]
+        return "\\".join("" if value is None else str(value) for value in values).encode("latin-1", "replace"), True
 
     def texts(self, keyword: str) -> tuple[str, ...]:
         """Backslash-separated values of a string element, stripped; () when absent or empty."""
@@ -84,15 +84,21 @@ class Values:
 
     def binary(self, keyword: str) -> str:
         """A binary number (VR US, UL, FL, FD) as text, for telling frames apart; empty when absent."""
-        tag = Tag(keyword)
-        return str(self.dataset[tag].value) if tag in self.dataset else ""
+        tag = _tag(keyword)
+        return str(self.dataset[tag].value) if tag in self.elements else ""
 
     def items(self, keyword: str) -> list[Dataset]:
         """Items of a sequence; [] when absent."""
-        tag = Tag(keyword)
-        return list(self.dataset[tag].value or []) if tag in self.dataset else []
+        tag = _tag(keyword)
+        return list(self.dataset[tag].value or []) if tag in self.elements else []
 
     def first_item(self, keyword: str) -> "Values | None":
         """First item of a sequence; None when absent or empty."""
         items = self.items(keyword)
         return Values(items[0], self) if items else None
+
+
+@cache
+def _tag(keyword: str) -> BaseTag:
+    """Looking a keyword up takes longer than reading its value, and there are a few dozen of them."""
+    return Tag(keyword)
