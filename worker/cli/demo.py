@@ -82,9 +82,18 @@ class _Run:
         from worker.demo import sender
 
         objects = self._content.objects
-        self._line("sending", f"{len(objects)} objects of {len(self._study_uids)} study" + self._oddities())
+        self._line(
+            "sending", f"{len(objects)} objects of {_count(self._study_uids, 'study', 'studies')}" + self._oddities()
+        )
         dicom = self._parts.settings.dicom
-        sent = sender.send(objects, "127.0.0.1", dicom.port, called_ae=dicom.ae_title)
+        with self._console.status("") as status:
+            sent = sender.send(
+                objects,
+                "127.0.0.1",
+                dicom.port,
+                called_ae=dicom.ae_title,
+                progress=lambda done: status.update(f"{done} of {len(objects)} objects sent"),
+            )
         self._line("sent", f"{sent.accepted} accepted, {sent.bytes / 1e6:.1f} MB in {sent.seconds:.2f} s")
         for reason, count in sorted(sent.refused.items()):
             self._line("refused", f"{count} objects: {reason}")
@@ -192,6 +201,10 @@ class _Run:
     def _title(self, text: str) -> None:
         self._console.print()
         self._console.rule(text, align="left", characters="─")
+
+
+def _count(things: list[str], one: str, many: str) -> str:
+    return f"{len(things)} {one if len(things) == 1 else many}"
 
 
 def _serve(console: "Console", parts: "System") -> None:

@@ -18,6 +18,7 @@ from pynetdicom.presentation import build_context
 
 from worker.core.errors import DeliveryUnavailableError, InvalidObjectError
 from worker.core.report import Phi
+from worker.demo.study import TRUTH_NAME
 
 MOST_CONTEXTS = 128  # of one association (PS3.8 section 9.3.2.2)
 MAX_PDU_BYTES = 262_144
@@ -61,11 +62,14 @@ class Sent:
 
 
 def read_folder(folder: Path) -> Folder:
-    """Looks through a folder and the folders below; raises `InvalidObjectError` when there is nothing to send."""
+    """Looks through a folder and the folders below; raises `InvalidObjectError` when there is nothing to send.
+
+    The file that tells the truth about a synthetic study is passed over in silence.
+    """
     if not folder.is_dir():
         raise InvalidObjectError(f"{folder} is no folder; name a folder of DICOM files")
     objects, foreign, directories = [], 0, 0
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != TRUTH_NAME):
         try:
             found = _outgoing(path)
         except InvalidDicomError:
