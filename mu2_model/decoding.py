@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class DecodeSettings:
     repetition_penalty: float = 1.0
     seed: int = 0
 
-    def arguments(self) -> dict[str, object]:
+    def arguments(self) -> dict[str, Any]:
         """Keyword arguments for `generate`."""
         if not self.sample:
             return {"do_sample": False, "repetition_penalty": self.repetition_penalty}
