@@ -151,15 +151,24 @@ def test_a_stream_of_noise_is_refused(syntax: str, syntaxes: Path, tmp_path: Pat
         decode(tmp_path / "noise")
 
 
-def test_a_stream_of_another_size_than_the_header_says_is_refused(syntaxes: Path) -> None:
-    path = path_of(syntaxes, ".4.80")
+@pytest.mark.parametrize("syntax", [".4.51", ".4.70", ".4.80", ".4.90", ".4.201", ".5"])
+def test_a_stream_of_another_size_than_the_header_says_is_refused(syntax: str, syntaxes: Path) -> None:
+    path = path_of(syntaxes, syntax)
     piece = headers.read_header(path).slices[0]
     wrong = replace(piece, pixels=replace(piece.pixels, rows=256))
-    with (
-        pixels.PixelFile(path, wrong.pixels) as file,
-        pytest.raises(PixelDataError, match="512 x 512 values where its header says 256 x 512"),
-    ):
+    with pixels.PixelFile(path, wrong.pixels) as file, pytest.raises(PixelDataError):
         pixels.stored_values(wrong, file)
+
+
+def test_a_stream_that_declares_a_huge_picture_is_refused_before_it_is_decoded(syntaxes: Path, tmp_path: Path) -> None:
+    ds = pydicom.dcmread(path_of(syntaxes, ".4.90"))
+    frame = bytearray(pydicom.encaps.get_frame(ds.PixelData, 0, number_of_frames=1))
+    frame[8:16] = (60000).to_bytes(4, "big") * 2
+    ds.PixelData = pydicom.encaps.encapsulate([bytes(frame)])
+    ds["PixelData"].is_undefined_length = True
+    ds.save_as(tmp_path / "huge")
+    with pytest.raises(PixelDataError, match="60000 x 60000 values where its header says 512 x 512"):
+        decode(tmp_path / "huge")
 
 
 def test_a_private_transfer_syntax_is_refused_and_not_guessed(syntaxes: Path) -> None:

@@ -195,6 +195,46 @@ def test_one_series_that_covers_all_goes_before_one_a_region(a_study: Study) -> 
     assert choice.selected[0].regions == ("chest", "abdomen", "pelvis")
 
 
+def test_a_soft_tissue_series_a_region_goes_before_a_lung_kernel_that_covers_all(a_study: Study) -> None:
+    a_study.add(
+        Scan(depths=tuple(2.5 * i for i in range(28)), corner=(-15.0, -16.0, -50.0)),
+        ConvolutionKernel="LUNG",
+        SeriesDescription="CHEST ABDOMEN PELVIS",
+    )
+    chest = a_study.add(BodyPartExamined="CHEST", SeriesDescription="AX")
+    abdomen = a_study.add(Scan(corner=(-15.0, -16.0, -50.0)), BodyPartExamined="ABDOMENPELVIS", SeriesDescription="AX")
+
+    assert set(chosen(a_study.choose())) == {chest, abdomen}
+
+
+def test_a_header_that_claims_more_than_any_scan_is_refused_before_memory_is_taken(a_study: Study) -> None:
+    uid = a_study.add()
+    huge = [
+        replace(
+            header, slices=tuple(replace(p, pixels=replace(p.pixels, rows=60000, columns=60000)) for p in header.slices)
+        )
+        for header in a_study.headers
+    ]
+
+    assert (
+        reason(series.choose(huge, RULES), uid)
+        == "The volume would have 14 x 60000 x 60000 voxels, more than a scan has."
+    )
+
+
+def test_phases_of_a_multi_frame_object_are_told_apart_by_their_temporal_position(tmp_path: Path) -> None:
+    scan = Scan(depths=tuple(2.5 * (index % 14) for index in range(28)))
+    ds = synthetic.multiframe(scan)
+    for index, frame in enumerate(ds.PerFrameFunctionalGroupsSequence):
+        frame.FrameContentSequence[0].TemporalPositionIndex = 1 + index // 14
+    header = read_header(synthetic.save(ds, tmp_path / "phases", synthetic.ExplicitVRLittleEndian))
+
+    assert [(verdict.part, verdict.images) for verdict in series.choose([header], RULES).verdicts] == [
+        ("part 1 (temporal position 1)", 14),
+        ("part 2 (temporal position 2)", 14),
+    ]
+
+
 def test_a_second_series_of_other_tissue_is_reported_whatever_it_is_named(a_study: Study) -> None:
     upper = a_study.add()
     lower = a_study.add(Scan(corner=(-15.0, -16.0, -48.0)))

@@ -128,8 +128,11 @@ def plan(pieces: Sequence[Slice], rules: ImagingRules) -> Grid:
         for index, piece in enumerate(kept)
     )
     pixels = kept[0].pixels
+    shape = (layout.count, pixels.rows + int(extra_rows), pixels.columns + int(extra_columns))
+    if math.prod(shape) > rules.maximum_voxels:
+        raise GeometryError(f"The volume would have {' x '.join(map(str, shape))} voxels, more than a scan has.")
     return Grid(
-        shape=(layout.count, pixels.rows + int(extra_rows), pixels.columns + int(extra_columns)),
+        shape=shape,
         affine=_LPS_TO_RAS @ affine,
         placements=placements,
         repairs=tuple(repairs),

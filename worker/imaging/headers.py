@@ -27,7 +27,7 @@ _KEYWORDS = (
     "AcquisitionDate", "ContentDate", "AcquisitionDateTime", "StudyTime", "SeriesTime", "AcquisitionTime",
     "ContentTime", "Modality", "StudyDescription", "SeriesDescription", "PatientID", "BodyPartExamined", "KVP",
     "SliceThickness", "ProtocolName", "ConvolutionKernel", "NominalPercentageOfCardiacPhase",
-    "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber", "InstanceNumber",
+    "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber",
     "ImagePositionPatient", "ImageOrientationPatient", "TemporalPositionIdentifier", "FrameOfReferenceUID",
     "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns",
     "PixelSpacing", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
@@ -101,7 +101,6 @@ class Slice:
     temporal_position: str
     cardiac_phase: str
     kilovolts: str
-    instance_number: int
 
 
 @dataclass(frozen=True)
@@ -328,7 +327,6 @@ def _slice(path: Path, sop_instance: str, pixels: Pixels, frame: int, groups: _G
         temporal_position=content.binary("TemporalPositionIndex") or top.text("TemporalPositionIdentifier"),
         cardiac_phase=groups.holder("CardiacSynchronizationSequence").binary("NominalPercentageOfCardiacPhase"),
         kilovolts=top.text("KVP"),
-        instance_number=top.integer("InstanceNumber") or 0,
     )
 
 

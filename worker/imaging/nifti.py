@@ -4,7 +4,6 @@ import tempfile
 from pathlib import Path
 
 import nibabel
-import numpy as np
 
 from worker.core.errors import StoreUnavailableError
 from worker.imaging.volume import Volume
@@ -21,9 +20,7 @@ def write(volume: Volume, path: Path | str) -> None:
     ending = next((ending for ending in (".nii.gz", ".nii") if path.name.endswith(ending)), None)
     if ending is None:
         raise ValueError("the name of a NIfTI file ends in .nii or .nii.gz")
-    array = volume.hu.transpose(2, 1, 0)
-    if np.array_equal(volume.hu, np.rint(volume.hu)) and np.abs(volume.hu).max() <= np.iinfo(np.int16).max:
-        array = array.astype(np.int16)
+    array = volume.compact_hu().transpose(2, 1, 0)
     affine = volume.affine[:, [2, 1, 0, 3]]
     image = nibabel.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")

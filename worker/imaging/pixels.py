@@ -60,16 +60,42 @@ def stored_values(piece: Slice, source: "PixelFile") -> NDArray[np.generic]:
         raise PixelDataError(
             "The compressed pixel data of a slice has no end marker: it was cut. Send the object again."
         )
+    size = _stream_size(raw)
+    if size is not None and size != (pixels.rows, pixels.columns):  # before anything of that size is allocated
+        raise _other_size(size, pixels)
     try:
         array = _decode(raw, pixels)
     except (RuntimeError, ValueError, TypeError, IndexError, OSError, MemoryError) as error:
         raise PixelDataError("The pixel data of a slice does not decode. Send the object again.") from error
     if array.shape != (pixels.rows, pixels.columns):
-        raise PixelDataError(
-            f"A slice decodes to {' x '.join(map(str, array.shape))} values where its header says "
-            f"{pixels.rows} x {pixels.columns}. Send the object again."
-        )
+        raise _other_size(array.shape, pixels)
     return _in_range(array, pixels)
+
+
+def _other_size(size: tuple[int, ...], pixels: Pixels) -> PixelDataError:
+    return PixelDataError(
+        f"A slice decodes to {' x '.join(map(str, size))} values where its header says "
+        f"{pixels.rows} x {pixels.columns}. Send the object again."
+    )
+
+
+def _stream_size(raw: bytes) -> tuple[int, int] | None:
+    """Rows and columns that a compressed stream declares; None for RLE, which declares none.
+
+    JPEG 2000: the SIZ marker (ISO 15444-1 A.5.1). JPEG and JPEG-LS: the frame header (ISO 10918-1 B.2.2).
+    """
+    if raw.startswith(b"\xff\x4f\xff\x51") and len(raw) >= 24:
+        right, bottom, left, top = struct.unpack_from(">4I", raw, 8)
+        return bottom - top, right - left
+    if not raw.startswith(b"\xff\xd8"):
+        return None
+    at = 2
+    while at + 9 <= len(raw) and raw[at] == 0xFF:
+        marker, length = raw[at + 1], int.from_bytes(raw[at + 2 : at + 4], "big")
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            return struct.unpack_from(">HH", raw, at + 5)
+        at += 2 + length
+    return None
 
 
 class PixelFile:

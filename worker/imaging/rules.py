@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from worker.core.errors import SettingsError
 
 PREFERENCES = (
-    "coverage",
     "kernel",
+    "coverage",
     "complete",
     "thickness",
     "original",
@@ -97,6 +97,8 @@ class ImagingRules:
     """Share of a volume's slices that interpolation of missing ones may make up."""
     maximum_tilt_degrees: float = 35.0
     """Largest gantry tilt that is corrected by shearing."""
+    maximum_voxels: int = 2_000_000_000
+    """More than this (8 GB) is no scan of a patient but a wrong or hostile header."""
     air_hu_at_most: float = -300.0
     """A CT shows air somewhere: a volume without one voxel this low is not in Hounsfield units."""
     padding_hu_at_most: float = -1500.0

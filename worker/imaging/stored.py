@@ -13,7 +13,6 @@ from worker.core.errors import InvalidObjectError, StoreUnavailableError
 from worker.imaging.volume import Volume
 
 FORMAT = 1
-_INT16 = np.iinfo(np.int16)
 
 
 def save(volume: Volume, path: Path | str) -> None:
@@ -34,7 +33,7 @@ def save(volume: Volume, path: Path | str) -> None:
         "instance_uids": volume.instance_uids,
     }
     arrays: dict[str, NDArray[np.generic]] = {
-        "hu": _smallest(volume.hu),
+        "hu": volume.compact_hu(),
         "affine": volume.affine,
         "facts": np.frombuffer(json.dumps(facts).encode("utf-8"), dtype=np.uint8),
     }
@@ -85,18 +84,6 @@ def load(path: Path | str) -> Volume:
         raise InvalidObjectError("The stored volume is damaged. Requeue the study.") from error
     except OSError as error:
         raise StoreUnavailableError(f"The volume cannot be read: {error.strerror or 'input error'}.") from error
-
-
-def _smallest(hu: NDArray[np.float32]) -> NDArray[np.generic]:
-    """The array as int16 when nothing is lost by it, slice by slice so that no second float copy is made."""
-    whole = np.empty(hu.shape, dtype=np.int16)
-    for index, plane in enumerate(hu):
-        if plane.min() < _INT16.min or plane.max() > _INT16.max:
-            return hu
-        np.copyto(whole[index], plane, casting="unsafe")
-        if not np.array_equal(whole[index], plane):
-            return hu
-    return whole
 
 
 def _sync_folder(folder: Path) -> None:

@@ -54,6 +54,18 @@ class Volume:
         slice_mm, row_mm, column_mm = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(slice_mm), float(row_mm), float(column_mm)
 
+    def compact_hu(self) -> NDArray[np.int16] | NDArray[np.float32]:
+        """The values as int16 when nothing is lost by it, else as they are; slice by slice, to make no second float copy."""
+        limits = np.iinfo(np.int16)
+        whole = np.empty(self.hu.shape, dtype=np.int16)
+        for index, plane in enumerate(self.hu):
+            if plane.min() < limits.min or plane.max() > limits.max:
+                return self.hu
+            np.copyto(whole[index], plane, casting="unsafe")
+            if not np.array_equal(whole[index], plane):
+                return self.hu
+        return whole
+
 
 def build_stack(stack: Stack, rules: ImagingRules) -> Volume:
     """Build the volume of a chosen stack, with what is known of its series.
