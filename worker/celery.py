@@ -5,6 +5,7 @@ The threads pool lets one model per process serve all drafts. Celery carries doo
 early, there is no result backend, and retries, priorities and back-off live in the database (see `queues.py`).
 """
 
+import logging
 from typing import Any
 
 from celery import Celery, signals
@@ -17,6 +18,8 @@ SETTINGS = settings.current()  # Celery's command gives no other entry
 
 def _configure_logs(**_: Any) -> None:
     logs.configure("worker", SETTINGS.log.level)
+    logging.getLogger("celery").setLevel(logging.WARNING)  # two lines a doorbell that say nothing
+    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def _make_app() -> Celery:

@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 CLAIM_SECONDS = 2.0  # a claim waits this long for the database; the sweep rings again
 RECORD_SECONDS = 5.0  # one try to record an answer; tried again until the worker stops
-LEASE_MARGIN_SECONDS = 10.0
+LEASE_MARGIN_SECONDS = 5.0
 
 
 def lease_seconds(destination: Destination) -> float:

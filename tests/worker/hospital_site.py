@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import redis
 import sqlalchemy as sa
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -179,6 +180,11 @@ class Site:
         if ready:
             worker.wait_for_event("worker_started")
         return worker
+
+    def flush_broker(self) -> None:
+        """FLUSHALL."""
+        with redis.Redis(unix_socket_path=str(self.broker.socket_path)) as client:
+            client.flushall()
 
     def close(self) -> None:
         """Kills what still runs."""

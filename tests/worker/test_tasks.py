@@ -133,7 +133,9 @@ def test_study_fails_after_the_last_attempt_with_stage_and_reason(
     assert (study.failed_stage, study.reason) == ("draft", "ModelBusyError: the model is busy")
 
 
-def test_final_error_fails_the_study_at_once(site: Site, worker_process: WorkerProcess, reporter: ScriptedReporter) -> None:
+def test_final_error_fails_the_study_at_once(
+    site: Site, worker_process: WorkerProcess, reporter: ScriptedReporter
+) -> None:
     study_id = site.add_study()
     reporter.script = [ModelError("the model refuses the study")]
     prepare(worker_process)

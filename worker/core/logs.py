@@ -34,7 +34,7 @@ _EVENT = re.compile(r"[a-z][a-z0-9_]{0,60}")
 _UID = re.compile(
     r"(?<![\d.])(?!1\.2\.840\.10008\.)\d+(?:\.\d+){4,}\b"
 )  # an instance's UID; the standard's own may stand
-_HARMLESS = re.compile(r"[\w.:/@+ ,;()'\-\[\]<>=%*]{0,300}", re.ASCII)
+_HARMLESS = re.compile(r"[\w.:/@+ ,;()'`\-\[\]<>=%*]{0,300}", re.ASCII)
 
 
 def configure(service: str, level: str = "info", stream: TextIO | None = None) -> None:
