@@ -154,11 +154,14 @@ class TokenSelection(nn.Module):
         x_BMH = x_BCNH.flatten(1, 2)
         score_BMK = self.score(x_BMH)
         score_BMK = score_BMK.to(torch.promote_types(score_BMK.dtype, torch.float32))
+        if self.soft:
+            # Before masking: a learned τ under a score of -inf would get a gradient of inf times 0.
+            score_BMK = score_BMK / self.temperature()
         if chunk_mask_BC is not None:
             mask_BM = chunk_mask_BC.repeat_interleave(tokens, dim=1)
             score_BMK = score_BMK.masked_fill(~mask_BM[..., None], float("-inf"))
         if self.soft:
-            weight_BMK = torch.softmax(score_BMK / self.temperature(), dim=1).to(x_BMH.dtype)
+            weight_BMK = torch.softmax(score_BMK, dim=1).to(x_BMH.dtype)
             return weight_BMK.transpose(1, 2) @ x_BMH, weight_BMK
         return self._gather(x_BMH, score_BMK.squeeze(-1))
 
