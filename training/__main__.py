@@ -1,5 +1,7 @@
 """`python -m training`: one command for each step from phantoms to a trained model."""
 
+import sys
+
 import typer
 
 from training.phantoms.command import phantoms
@@ -13,5 +15,14 @@ def training() -> None:
     """Make data, train and evaluate μ²LLM."""
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the command; `phantoms` needs no torch, so it does not wait for it."""
+    if sys.argv[1:2] != ["phantoms"]:
+        from training import commands
+
+        commands.mount(app)
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -8,13 +8,13 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 SPLITS = ("train", "validation", "test")
 MANIFEST = "manifest.jsonl"
-QUESTION = "Write a report with findings and impression for this CT."
+QUESTION = "Write the report of this CT."
 """What is asked where a data set brings no question of its own."""
 HASH_BLOCK_BYTES = 1 << 20
 SHOWN = 5
@@ -30,7 +30,7 @@ class Case:
 
     `patient_id` keeps the cases of a person in one split; `study_id` names the examination. `findings` is the structured
     truth where it is known (an empty list is a normal case, None is not known); `labels` are whole-volume labels as a data
-    set publishes them; `dense` is a file with voxel labels.
+    set publishes them.
     """
 
     case_id: str
@@ -43,26 +43,36 @@ class Case:
     source: str = ""
     findings: tuple[dict[str, Any], ...] | None = None
     labels: dict[str, int] | None = None
-    dense: str | None = None
 
     def to_json(self) -> str:
         """One line of the manifest, without fields that hold nothing."""
-        row = {key: value for key, value in asdict(self).items() if value is not None and value != ""}
-        return json.dumps({**row, "question": self.question, "answer": self.answer}, ensure_ascii=False)
+        optional = ("source", "findings", "labels")
+        row = {key: value for key, value in asdict(self).items() if key not in optional or value not in (None, "")}
+        return json.dumps({KEY_OF[key]: value for key, value in row.items()}, ensure_ascii=False)
 
 
-CASE_FIELDS = {f.name for f in fields(Case)}
+KEYS = {
+    "case_id": "id",
+    "question": "prompt",
+    "patient_id": "patient",
+    "study_id": "study",
+    "source": "set",
+    "findings": "labels",
+    "labels": "classes",
+}
+"""Field of Case: its key in the file, where the two differ."""
+KEY_OF = {f.name: KEYS.get(f.name, f.name) for f in fields(Case)}
 REQUIRED = ("case_id", "image", "question", "answer", "split", "patient_id", "study_id")
 
 
 def parse_case(row: dict[str, Any], where: str) -> Case:
     """A row of a manifest as a Case; keys that Case does not know stay in the file and are left alone."""
-    missing = [name for name in REQUIRED if not isinstance(row.get(name), str)]
+    values = {name: row[key] for name, key in KEY_OF.items() if key in row}
+    missing = [KEY_OF[name] for name in REQUIRED if not isinstance(values.get(name), str)]
     if missing:
         raise ManifestError(f"{where}: no text under {', '.join(missing)}")
     if row["split"] not in SPLITS:
         raise ManifestError(f"{where}: the split is {row['split']!r}, not one of {', '.join(SPLITS)}")
-    values = {key: value for key, value in row.items() if key in CASE_FIELDS}
     if values.get("findings") is not None:
         values["findings"] = tuple(values["findings"])
     return Case(**values)
@@ -75,6 +85,11 @@ def manifest_path(path: Path | str) -> Path:
     if not file.is_file():
         raise ManifestError(f"no manifest at {file}: make one with `python -m training phantoms` or `import`")
     return file
+
+
+def read_manifests(paths: Iterable[Path | str], split: str | None = None) -> list[Case]:
+    """The cases of several manifests, one after another."""
+    return [case for path in paths for case in read_manifest(path, split)]
 
 
 def read_manifest(path: Path | str, split: str | None = None) -> list[Case]:
@@ -92,13 +107,8 @@ def read_manifest(path: Path | str, split: str | None = None) -> list[Case]:
             raise ManifestError(f"{where} is not JSON: {error.msg}") from error
         case = parse_case(row, where)
         if split is None or case.split == split:
-            cases.append(_absolute(case, root))
+            cases.append(replace(case, image=str(root / case.image)))
     return cases
-
-
-def _absolute(case: Case, root: Path) -> Case:
-    places = {"image": str(root / case.image), "dense": None if case.dense is None else str(root / case.dense)}
-    return Case(**{**{f.name: getattr(case, f.name) for f in fields(Case)}, **places})
 
 
 def write_manifest(cases: Iterable[Case], path: Path | str) -> Path:
@@ -109,9 +119,8 @@ def write_manifest(cases: Iterable[Case], path: Path | str) -> Path:
     lines = []
     for case in cases:
         row = json.loads(case.to_json())
-        for key in ("image", "dense"):
-            if key in row and Path(row[key]).is_absolute() and Path(row[key]).is_relative_to(root):
-                row[key] = str(Path(row[key]).relative_to(root))
+        if Path(row["image"]).is_absolute() and Path(row["image"]).is_relative_to(root):
+            row["image"] = str(Path(row["image"]).relative_to(root))
         lines.append(json.dumps(row, ensure_ascii=False))
     partial = file.with_suffix(".partial")
     partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -172,8 +181,7 @@ def check(cases: Sequence[Case], compare_contents: bool = True) -> ManifestRepor
 
 
 def _missing(cases: Sequence[Case]) -> list[str]:
-    wanted = ((case.case_id, path) for case in cases for path in (case.image, case.dense) if path is not None)
-    return [case_id for case_id, path in wanted if not Path(path).is_file()]
+    return [case.case_id for case in cases if not Path(case.image).is_file()]
 
 
 def _empty(cases: Sequence[Case]) -> list[str]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,8 @@ class DenseData:
                 self.holding.setdefault(int(finding), []).append((index, chunk))
 
     def _load(self, case: Case, cache: VolumeCache, patch: tuple[int, int, int]) -> DenseCase:
-        if case.dense is None:
-            raise ManifestError(f"{case.case_id} has no voxel labels: the vision stage needs phantoms")
+        if Path(case.image).suffix != ".npz":
+            raise ManifestError(f"{case.case_id} has no voxel labels: make phantoms with --format numpy")
         pixels = cache.get(case.image).pixels
         entry = cache.folder / f"{cache.key(case.image)}.dense-{'x'.join(map(str, patch))}.npy"
         if not entry.is_file():
@@ -68,7 +69,7 @@ class DenseData:
     def _fractions(self, case: Case, processor: Mu2ImageProcessor, patch: tuple[int, int, int]) -> NDArray[np.uint8]:
         array, affine = read_volume(case.image)
         grid = processor.prepare(array, affine).grid
-        maps = read_label_maps(str(case.dense))
+        maps = read_label_maps(case.image)
         organs = cell_fractions(maps.organs, ORGANS, grid, patch)
         return np.concatenate([organs, cell_fractions(maps.findings, FINDINGS, grid, patch)], axis=2)
 

@@ -27,7 +27,7 @@ class LabelMaps:
 
 
 def read_label_maps(path: Path | str) -> LabelMaps:
-    """The label maps that `python -m training phantoms` wrote beside a volume."""
+    """The label maps of a phantom that `python -m training phantoms --format numpy` wrote."""
     with np.load(path) as stored:
         return LabelMaps(stored["organs"], stored["findings"])
 

@@ -23,7 +23,7 @@ class SharedEncoding:
     """The hook, and the figures of the last batch that training plots: entropy, temperature, gates."""
 
     def __init__(self) -> None:
-        self.watched: dict[str, float] = {}
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __call__(self, module: Mu2Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
         """Replace volumes and indices by encoded images; calls without `prompt_questions` pass unchanged."""
@@ -39,13 +39,13 @@ class SharedEncoding:
     def _watch(self, module: Mu2Model, features: Mu2ImageFeatures) -> None:
         if features.selection_entropy is None or features.gate_weights is None:
             return
-        temperature = module.visual_tokenizer.selection.temperature()
+        temperature = torch.as_tensor(module.visual_tokenizer.selection.temperature()).detach()
         # `.item()` would wait for the device in every step; tensors are read when they are logged.
         self._last = (features.selection_entropy.detach(), features.gate_weights.mean(dim=0), temperature)
 
     def figures(self) -> dict[str, float]:
         """Selection entropy (1 is uniform), selection temperature and the mean weight of every pooling scale."""
-        if not hasattr(self, "_last"):
+        if self._last is None:
             return {}
         entropy, gates, temperature = self._last
         figures = {"dts/entropy": float(entropy), "dts/temperature": float(temperature)}

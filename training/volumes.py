@@ -7,6 +7,7 @@ file or setting never meets an old entry, and data-loader workers share pages in
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +34,12 @@ class BadVolumeError(ValueError):
 
 
 def read_volume(path: Path | str) -> Volume:
-    """A NIfTI file as (array (slice, row, column) in HU, affine to RAS mm); BadVolumeError when it is not one.
+    """A NIfTI file, or a phantom's .npz, as (array (slice, row, column) in HU, affine to RAS mm); else BadVolumeError.
 
     Integer files without scaling keep their type, so a 512 x 512 x 300 volume is 150 MB and not 600.
     """
+    if Path(path).suffix == ".npz":
+        return _read_phantom(Path(path))
     try:
         image: Any = nibabel.load(path)
         array = np.asanyarray(image.dataobj)
@@ -47,6 +50,14 @@ def read_volume(path: Path | str) -> Volume:
     # NIfTI arrays are (column, row, slice); the reversed view costs nothing.
     affine = np.asarray(image.affine, dtype=np.float64)[:, [2, 1, 0, 3]]
     return array.transpose(2, 1, 0), affine
+
+
+def _read_phantom(path: Path) -> Volume:
+    try:
+        with np.load(path) as stored:
+            return stored["hu"], stored["affine"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise BadVolumeError(f"{path.name} cannot be read as a phantom: {error}") from error
 
 
 @dataclass(frozen=True)

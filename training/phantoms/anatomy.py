@@ -133,7 +133,7 @@ def paint_lungs(painting: Painting) -> None:
         lung = body.lungs[name]
         canvas.paint(lung, density, organ=organ)
         hilum = (sign * 34.0, 14.0, 112.0)
-        for vessel in branches.tree(rng, lung, hilum, 7.5, reach=6, targets=58):
+        for vessel in branches.tree(rng, lung, hilum, 7.5, reach=6, targets=110):
             thin = min(1.0, (2.0 * vessel.end_radius / float(canvas.width_mm)) ** 1.5)
             canvas.paint(
                 vessel,
@@ -223,7 +223,7 @@ def paint_upper_abdomen(painting: Painting, liver_hu: float) -> None:
     canvas.paint(body.liver, liver_hu, organ=Organ.LIVER)
     contrast = tissue.hepatic_vessel - tissue.liver
     for root, radius in (((-22.0, -2.0, -72.0), 6.0), ((-22.0, 8.0, -22.0), 5.0)):
-        for vessel in branches.tree(rng, body.liver, root, radius, reach=4, targets=12):
+        for vessel in branches.tree(rng, body.liver, root, radius, reach=4, targets=22):
             thin = min(1.0, 2.0 * vessel.end_radius / float(canvas.width_mm))
             canvas.paint(vessel, liver_hu + contrast, strength=thin, only=(Organ.LIVER,))
     canvas.paint(body.spleen, tissue.spleen, organ=Organ.SPLEEN)

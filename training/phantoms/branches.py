@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from training.phantoms.shapes import Capsule, Point, Shape, distance_at
+from training.phantoms.shapes import Capsule, Point, Shape
 
 
 def _step(rng: np.random.Generator, start: Point, toward: Point, share: float, jitter_mm: float) -> Point:
@@ -16,19 +16,19 @@ def tree(
 ) -> list[Capsule]:
     """Capsules from a root towards random points of an organ, each path thinning and splitting on the way.
 
-    `reach` is the number of steps of a path, `targets` the number of paths; steps that leave the organ are dropped.
+    `reach` is the number of steps of a path, `targets` the number of points drawn; those outside of the organ are left out.
+    A step may leave the organ: paint it only there.
     """
-    (x0, y0, z0), (x1, y1, z1) = organ.bounds
+    goals = rng.uniform(*organ.bounds, size=(targets, 3))
+    reached = organ.distance(goals[:, 0], goals[:, 1], goals[:, 2]) < -3.0
     vessels: list[Capsule] = []
     tips = [(root, radius_mm)]
-    for _ in range(targets):
-        goal = (float(rng.uniform(x0, x1)), float(rng.uniform(y0, y1)), float(rng.uniform(z0, z1)))
+    for x, y, z in goals[reached]:
+        goal = (float(x), float(y), float(z))
         start, radius = tips[int(rng.integers(0, max(1, len(tips) // 2)))]
         for number in range(reach):
             end = _step(rng, start, goal, 1.0 / (reach - number + 0.5), 5.0)
-            thinner = max(0.72 * radius, 0.7)
-            if distance_at(organ, end) > -2.0:
-                break
+            thinner = max(0.8 * radius, 1.0)
             vessels.append(Capsule(start, end, radius, thinner))
             tips.append((end, thinner))
             start, radius = end, thinner

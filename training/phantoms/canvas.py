@@ -1,6 +1,8 @@
 """The voxel grid that solids are painted on, and its coordinates in the reference body."""
 
 from dataclasses import dataclass
+from itertools import product
+from math import ceil, floor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,23 +96,17 @@ class Canvas:
 
     def window(self, bounds: Bounds) -> tuple[slice, slice, slice]:
         """Index ranges that hold a box of the reference body; empty where the grid does not reach it."""
-        slack = 4.0 * self.build.warp_mm + 2.0 * float(self.width_mm)
-        low, high = bounds
-        corners = np.array(
-            [
-                self.build.place((x, y, z))
-                for x in (low[0], high[0])
-                for y in (low[1], high[1])
-                for z in (low[2], high[2])
-            ]
-        )
-        starts, stops = corners.min(axis=0) - slack, corners.max(axis=0) + slack
+        # The warp moves a point by at most twice its size along each axis; the edge is one voxel wide.
+        slack = 2.2 * self.build.warp_mm + 0.6 * float(self.width_mm) + 2.0
+        corners = [self.build.place((x, y, z)) for x, y, z in product(*zip(*bounds, strict=True))]
+        starts = [min(corner[axis] for corner in corners) - slack for axis in range(3)]
+        stops = [max(corner[axis] for corner in corners) + slack for axis in range(3)]
         steps = (self.grid.pixel_mm, self.grid.pixel_mm, self.grid.slice_mm)
         counts = (self.grid.columns, self.grid.rows, self.grid.slices)
         ranges = []
         for axis in range(3):
-            first = int(np.floor((starts[axis] - self.grid.origin[axis]) / steps[axis]))
-            last = int(np.ceil((stops[axis] - self.grid.origin[axis]) / steps[axis])) + 1
+            first = floor((starts[axis] - self.grid.origin[axis]) / steps[axis])
+            last = ceil((stops[axis] - self.grid.origin[axis]) / steps[axis]) + 1
             ranges.append(slice(min(max(first, 0), counts[axis]), min(max(last, 0), counts[axis])))
         return ranges[2], ranges[1], ranges[0]
 

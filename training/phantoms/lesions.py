@@ -25,7 +25,7 @@ from training.phantoms.vocabulary import FINDING_LABELS, Finding, FindingType, O
 
 K = FindingType
 LUNGS = {Side.RIGHT: Organ.LUNG_RIGHT, Side.LEFT: Organ.LUNG_LEFT}
-BULLAE = {"mild": 26, "moderate": 60, "severe": 120}
+BULLAE = {"mild": 70, "moderate": 170, "severe": 340}
 PLAQUES = {"mild": 2, "moderate": 4, "severe": 8}
 
 
@@ -241,6 +241,9 @@ def _fracture(painting: Painting, case: Case, finding: Finding, rng: np.random.G
     canvas = painting.canvas
     inside = (np.abs(canvas.z[where] - np.float32(z)) < 14.0) & (np.abs(canvas.x[where]) < 25.0)
     inside &= np.abs(canvas.y[where] - np.float32(y)) < 19.0
+    # Trabeculae that are pressed together make the broken body denser than its neighbours.
+    spongy = inside & (canvas.organs[where] == Organ.BONE) & (canvas.hu[where] < 260.0)
+    canvas.hu[where][spongy] += np.float32(90.0)
     canvas.findings[where][inside & (canvas.organs[where] == Organ.BONE)] = FINDING_LABELS[finding.kind]
 
 

@@ -1,0 +1,1 @@
+"""Scores of drafted reports: words (text), meaning (bertscore), findings, and the statistics around them."""
