@@ -1,0 +1,166 @@
+"""A department of its own for each test: users, drafted studies with a synthetic volume, and a running page."""
+
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from pathlib import Path
+
+import httpx
+import numpy as np
+import uvicorn
+from fastapi import FastAPI
+
+from tests.core.builders import claimed, completed, destination
+from worker.core import accounts, reports, studies
+from worker.core.database import Database
+from worker.core.records import Role, Stage, User
+from worker.core.report import Provenance, Section, Sentence
+from worker.core.settings import ReviewSettings, Settings
+from worker.imaging import heat, stored
+from worker.imaging.volume import Volume
+from worker.review.app import create_app
+
+PASSWORD = "correct horse battery"
+SENTENCES = (
+    Sentence(Section.FINDINGS, "The lungs are clear.", confidence=-0.1, support=0.9),
+    Sentence(Section.FINDINGS, "There is a 12 mm cyst in the left kidney.", confidence=-0.2, support=0.8),
+    Sentence(Section.FINDINGS, "The liver is of normal size.", confidence=-1.4, support=0.02),
+    Sentence(Section.IMPRESSION, "Simple cyst of the left kidney.", confidence=-0.2, support=0.7),
+)
+
+
+@dataclass
+class Department:
+    """What the tests of the page stand on."""
+
+    database: Database
+    settings: Settings
+    rung: list[tuple[str, str]] = field(default_factory=list)
+
+    def app(self) -> FastAPI:
+        """The application; the queues are rung into `rung`."""
+        return create_app(self.settings, self.database, lambda queue, subject: self.rung.append((queue, subject)))
+
+    def user(self, username: str, role: Role, *, password: str | None = PASSWORD) -> User:
+        """An account."""
+        with self.database.write() as session:
+            return accounts.add(
+                session,
+                username=username,
+                role=role,
+                password=password,
+                family_name=username.capitalize(),
+                given_name="Ada",
+            )
+
+    def drafted(
+        self, *, sentences: tuple[Sentence, ...] = SENTENCES, slices: int = 24, evidence: bool = False, **changes: object
+    ) -> str:
+        """The id of a study with a draft and its volume."""
+        completed(self.database, **{"patient_name": "DOE^JANE", **changes})
+        prepare = claimed(self.database, Stage.PREPARE)
+        folder = f"inputs/{prepare.study_id[:2]}/{prepare.study_id}/1/{uuid.uuid4()}"
+        root = self.settings.store_root
+        (root / folder).mkdir(parents=True)
+        volume = phantom(slices)
+        stored.save(volume, root / folder / "volume-01.npz")
+        choice = {
+            "series": [],
+            "volumes": [{"regions": ["chest", "abdomen"], "repairs": [], "shape": list(volume.hu.shape)}],
+        }
+        with self.database.write() as session:
+            studies.store_prepared(session, prepare, choice, folder)
+        claim = claimed(self.database, Stage.DRAFT)
+        with self.database.write() as session:
+            study = studies.held(session, claim)
+            assert study is not None
+            study.patient_birth_date = date(1961, 4, 2)
+            study.study_time = datetime(2026, 3, 31, 8, 15)
+            study.description = str(changes.get("study_description", "CT chest and abdomen"))
+            draft = reports.Draft(sentences, Provenance("mu2LLM", "0.1", "0" * 64, "prompt"))
+            version = reports.add_draft(session, study, draft)
+            if evidence:
+                hot = np.zeros((slices // 4, 8, 8), np.float32)
+                hot[slices // 8, 3, 5] = 1.0
+                grid = volume.affine @ np.diag([4.0, volume.hu.shape[1] / 8, volume.hu.shape[2] / 8, 1.0])
+                heat.save(heat.Heat(hot, grid, 0.42), root / folder / "heat.npz")
+                version.sentences[1].evidence = f"{folder}/heat.npz"
+            studies.mark_drafted(session, study, claim)
+            return study.id
+
+
+def department(database: Database, folder: Path, **review: object) -> Department:
+    """A department whose reports go to one receiver."""
+    settings = Settings(
+        home=folder,
+        review=ReviewSettings.model_validate({"port": 0, **review}),
+        hl7={"destinations": (destination("ris", processing_id="T"),)},
+    )
+    return Department(database, settings)
+
+
+def phantom(slices: int, size: int = 256) -> Volume:
+    """A body with two lungs, a spine and a bright lesion on the patient's left; LPS-like order, foot to head."""
+    rows, columns = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    hu = np.full((slices, size, size), -1000, np.float32)
+    body = (columns / 0.85) ** 2 + (rows / 0.6) ** 2 < 1
+    for index in range(slices):
+        plane = hu[index]
+        plane[body] = 45 + 8 * np.sin(index / 3)
+        for side in (-1, 1):
+            plane[((columns - side * 0.38) / 0.25) ** 2 + ((rows + 0.05) / 0.38) ** 2 < 1 - index / (2 * slices)] = -850
+        plane[(columns / 0.1) ** 2 + ((rows - 0.4) / 0.1) ** 2 < 1] = 700
+        plane[((columns - 0.5) / 0.06) ** 2 + ((rows - 0.3) / 0.06) ** 2 < 1] = 160
+    rng = np.random.default_rng(1)
+    hu += rng.integers(-15, 16, hu.shape).astype(np.float32)
+    spacing = 360 / size
+    affine = np.array(
+        [[0, 0, -spacing, 180], [0, -spacing, 0, 180], [3, 0, 0, -600], [0, 0, 0, 1]], float
+    )  # columns to the left, rows to the back, slices to the head
+    return Volume(hu=np.round(hu), affine=affine, padding=None, regions=("chest", "abdomen"))
+
+
+class Reader(httpx.Client):
+    """A browser without a screen: cookies, and the CSRF token of the page it saw last."""
+
+    csrf = ""
+
+    def log_in(self, username: str, password: str = PASSWORD) -> httpx.Response:
+        """Logs in by the form."""
+        form = self.get("/login")
+        token = form.text.split('name="token" value="')[1].split('"')[0]
+        answer = self.post(
+            "/login", data={"username": username, "password": password, "token": token}, follow_redirects=True
+        )
+        if 'name="csrf" content="' in answer.text:
+            self.csrf = answer.text.split('name="csrf" content="')[1].split('"')[0]
+        return answer
+
+    def act(self, path: str, **data: object) -> httpx.Response:
+        """A changing request as the page sends it."""
+        return self.post(path, data=data, headers={"X-CSRF-Token": self.csrf, "HX-Request": "true"})
+
+
+@contextlib.contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """The application on a loopback port, as the base address."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not server.started:
+        assert time.monotonic() < deadline, "the page did not start"
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=15)
+
+

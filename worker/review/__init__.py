@@ -1,0 +1,1 @@
+"""The review page: radiologists read, correct and sign drafts in a browser."""

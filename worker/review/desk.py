@@ -1,0 +1,65 @@
+"""What every route works with: settings, database, templates, slices, live updates, and the doorbell of the queues."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+from fastapi import Request
+from jinja2 import Environment
+
+from worker.core.accounts import Lockout
+from worker.core.database import Database
+from worker.core.errors import BrokerUnavailableError
+from worker.core.settings import Settings
+from worker.core.signing import Desk
+from worker.results import hl7
+from worker.review.live import Hub
+from worker.review.slices import SliceCache
+
+log = structlog.get_logger(__name__)
+
+Ring = Callable[[str, str], object]
+"""Rings a queue with an opaque id; raises `BrokerUnavailableError` when the broker is away."""
+
+
+@dataclass(frozen=True)
+class Office:
+    """The one object that the application hands to its routes."""
+
+    settings: Settings
+    database: Database
+    templates: Environment
+    slices: SliceCache
+    hub: Hub
+    ring_queue: Ring = field(repr=False)
+
+    @property
+    def desk(self) -> Desk:
+        """What the acts of `worker.core.signing` need."""
+        review, hl7_settings = self.settings.review, self.settings.hl7
+        return Desk(
+            destinations=hl7_settings.destinations,
+            render=hl7.write,
+            default_authority=hl7_settings.assigning_authority,
+            fresh_seconds=review.fresh_seconds,
+            correction_minutes=review.correction_minutes,
+        )
+
+    @property
+    def lockout(self) -> Lockout:
+        """When wrong passwords lock an account."""
+        return Lockout(self.settings.review.lockout_failures, self.settings.review.lockout_minutes)
+
+    def ring(self, queue: str, *subjects: str) -> None:
+        """Rings after a commit; a broker that is away is logged, because the sweeper rings later."""
+        for subject in subjects:
+            try:
+                self.ring_queue(queue, subject)
+            except BrokerUnavailableError as error:
+                log.warning("broker_unavailable", queue=queue, reason=str(error))
+
+
+def office(request: Request) -> Office:
+    """The application's `Office`, for routes."""
+    found: Office = request.app.state.office
+    return found

@@ -1,0 +1,272 @@
+"""The report of one study as the page shows it: sentences with their marks, what blocks signing, what may be done."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from worker.core import checks, editing, records, reports, signing
+from worker.core.checks import Problem
+from worker.core.errors import StateError
+from worker.core.records import AuthorKind, ReportVersion
+from worker.core.report import (
+    DISCLOSURE,
+    DISCLOSURE_REVIEWED,
+    SIGNED_STATES,
+    Assessment,
+    Origin,
+    ReportState,
+    Section,
+    Sentence,
+)
+from worker.core.review_records import (
+    Communication,
+    EvidenceRequest,
+    SentenceEdit,
+    WorkingCopy,
+    WorkingSentence,
+)
+from worker.core.settings import ReviewSettings
+from worker.core.signing import Desk
+from worker.review.access import Login
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of words in the difference between draft and text."""
+
+    kind: str  # "same", "added" or "removed"
+    text: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One sentence on the page."""
+
+    id: str  # of the working sentence, or of the version's sentence when the report is read-only
+    evidence_id: str | None  # of the machine's sentence that evidence belongs to
+    section: Section
+    region: str
+    text: str
+    origin: Origin
+    assessment: Assessment
+    revision: int
+    is_doubtful: bool
+    is_weak: bool
+    drafted: str | None  # the machine's words, where they differ
+    difference: tuple[Piece, ...]
+    problems: tuple[Problem, ...]
+    mine_lost: SentenceEdit | None  # a change of this reader that somebody else's came before
+    has_evidence: bool
+
+    @property
+    def mark(self) -> str:
+        """Who wrote the words as they stand."""
+        return {Origin.MACHINE: "machine", Origin.EDITED: "edited", Origin.PERSON: "person"}[self.origin]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """All that the report's side of the page shows."""
+
+    study_id: str
+    report_id: str
+    state: ReportState
+    version: ReportVersion
+    copy: WorkingCopy | None
+    editable: bool
+    cards: tuple[Card, ...]
+    problems: tuple[Problem, ...]
+    signer: str
+    reason: str
+    disclosure: str
+    newer_draft: bool
+    correctable: bool
+    is_correction: bool
+    communications: tuple[Communication, ...]
+    evidence_asked: bool
+    evidence_refused: str
+
+    def section(self, section: Section) -> list[Card]:
+        """The cards of one section."""
+        return [card for card in self.cards if card.section is section]
+
+    @property
+    def sections(self) -> list[Section]:
+        """The sections to show: the first three always while the text is under work."""
+        shown = [s for s in Section if self.section(s)]
+        return [s for s in Section if s in shown or (self.editable and s is not Section.ADDENDUM)]
+
+    @property
+    def general_problems(self) -> list[Problem]:
+        """What is about no single sentence."""
+        return [p for p in self.problems if p.index is None]
+
+    def anchor(self, problem: Problem) -> str:
+        """Where a click on a problem leads."""
+        if problem.rule is checks.Rule.CRITICAL_NOT_COMMUNICATED:
+            return "communication"
+        if problem.index is None:
+            return "section-impression"
+        written = [
+            c
+            for c in self.cards
+            if c.origin is not Origin.PERSON or (c.text and c.assessment is not Assessment.REJECTED)
+        ]
+        return f"card-{written[problem.index].id}"
+
+
+def build(session: Session, report: records.Report, login: Login, desk: Desk, settings: ReviewSettings) -> Panel:
+    """The panel for this reader; a radiologist's open text is the working copy, everybody else's the version that stands."""
+    copy = _copy(session, report, login)
+    version = editing.of_record(session, report.id)
+    problems = signing.problems(session, report, copy) if copy is not None else ()
+    lost = {e.sentence_id: e for e in editing.conflicts(session, copy.id, login.user_id)} if copy is not None else {}
+    machine = copy.base if copy is not None else version
+    asked = session.get(EvidenceRequest, machine.id)
+    if copy is not None:
+        cards = _working_cards(copy, problems, lost, settings)
+        sentences: Sequence[Sentence] = [editing.to_sentence(row) for row in editing.written(copy)]
+    else:
+        cards = tuple(_read_only_card(row, settings) for row in version.sentences)
+        sentences = [reports.to_sentence(row) for row in version.sentences]
+    has_machine_text = any(s.origin is not Origin.PERSON for s in sentences)
+    reviewed = copy is None and version.state in SIGNED_STATES
+    return Panel(
+        study_id=report.study_id,
+        report_id=report.id,
+        state=report.state,
+        version=version,
+        copy=copy,
+        editable=copy is not None,
+        cards=cards,
+        problems=problems,
+        signer=_signer(version),
+        reason=version.reason,
+        disclosure="" if not has_machine_text else DISCLOSURE_REVIEWED if reviewed else DISCLOSURE,
+        newer_draft=_newer_draft(session, report, copy, version),
+        correctable=report.state in {ReportState.FINAL, ReportState.CORRECTED}
+        and signing.correctable(session, report, desk),
+        is_correction=copy is not None and report.state in SIGNED_STATES,
+        communications=tuple(
+            session.scalars(
+                sa.select(Communication).where(Communication.report_id == report.id).order_by(Communication.told_at)
+            )
+        ),
+        evidence_asked=asked is not None and asked.done_at is None,
+        evidence_refused=asked.reason if asked is not None else "",
+    )
+
+
+def _copy(session: Session, report: records.Report, login: Login) -> WorkingCopy | None:
+    if not login.may_edit:
+        return None
+    copy = editing.current_copy(session, report.id)
+    if copy is None and report.state in editing.EDITABLE_STATES:
+        raise StateError("the working copy is not open")
+    return copy
+
+
+def _newer_draft(session: Session, report: records.Report, copy: WorkingCopy | None, version: ReportVersion) -> bool:
+    if copy is not None and report.state in editing.EDITABLE_STATES:
+        return editing.newer_draft(session, copy) is not None
+    newer = sa.exists().where(
+        ReportVersion.report_id == report.id,
+        ReportVersion.author_kind == AuthorKind.MACHINE,
+        ReportVersion.number > version.number,
+    )
+    return bool(session.scalar(sa.select(newer)))
+
+
+def _working_cards(
+    copy: WorkingCopy, problems: tuple[Problem, ...], lost: dict[str, SentenceEdit], settings: ReviewSettings
+) -> tuple[Card, ...]:
+    written = {row.id: index for index, row in enumerate(editing.written(copy))}
+    return tuple(
+        _card(
+            row,
+            tuple(p for p in problems if p.index is not None and p.index == written.get(row.id)),
+            lost.get(row.id),
+            settings,
+        )
+        for row in editing.in_order(copy.sentences)
+        if row.origin is not Origin.PERSON or row.assessment is not Assessment.REJECTED
+    )
+
+
+def _card(
+    row: WorkingSentence, problems: tuple[Problem, ...], lost: SentenceEdit | None, settings: ReviewSettings
+) -> Card:
+    drafted = row.source.text if row.source is not None and row.source.text != row.text else None
+    return Card(
+        id=row.id,
+        evidence_id=row.source_id,
+        section=row.section,
+        region=row.region,
+        text=row.text,
+        origin=row.origin,
+        assessment=row.assessment,
+        revision=row.revision,
+        is_doubtful=is_doubtful(row.confidence, settings),
+        is_weak=is_weak(row.support, settings),
+        drafted=drafted,
+        difference=difference(drafted, row.text) if drafted is not None else (),
+        problems=problems,
+        mine_lost=lost,
+        has_evidence=row.source is not None and row.source.evidence is not None,
+    )
+
+
+def _read_only_card(row: records.Sentence, settings: ReviewSettings) -> Card:
+    return Card(
+        id=row.id,
+        evidence_id=row.id,
+        section=row.section,
+        region=row.region,
+        text=row.text,
+        origin=row.origin,
+        assessment=row.assessment,
+        revision=0,
+        is_doubtful=is_doubtful(row.confidence, settings),
+        is_weak=is_weak(row.support, settings),
+        drafted=None,
+        difference=(),
+        problems=(),
+        mine_lost=None,
+        has_evidence=row.evidence is not None,
+    )
+
+
+def is_doubtful(confidence: float | None, settings: ReviewSettings) -> bool:
+    """Whether the model was unsure of its words."""
+    return confidence is not None and confidence < settings.low_confidence
+
+
+def is_weak(support: float | None, settings: ReviewSettings) -> bool:
+    """Whether the image hardly supports the sentence."""
+    return support is not None and support < settings.weak_support
+
+
+def difference(old: str, new: str) -> tuple[Piece, ...]:
+    """What changed, word by word."""
+    before, after = re.findall(r"\s+|[^\s]+", old), re.findall(r"\s+|[^\s]+", new)
+    pieces: list[Piece] = []
+    for tag, i1, i2, j1, j2 in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        if tag == "equal":
+            pieces.append(Piece("same", "".join(before[i1:i2])))
+            continue
+        if i2 > i1:
+            pieces.append(Piece("removed", "".join(before[i1:i2])))
+        if j2 > j1:
+            pieces.append(Piece("added", "".join(after[j1:j2])))
+    return tuple(pieces)
+
+
+def _signer(version: ReportVersion) -> str:
+    if version.signature is None:
+        return ""
+    user = version.signature.user
+    return f"{user.given_name} {user.family_name}".strip() or user.username

@@ -1,0 +1,144 @@
+"""Images for the viewer: which volumes there are, their slices, and where the model looked."""
+
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from fastapi import Path as InPath
+from fastapi.responses import JSONResponse, Response
+from sqlalchemy.orm import Session
+
+from worker.core import audit, studies
+from worker.core.errors import NotFoundError
+from worker.core.records import Sentence, Study
+from worker.core.review_records import EvidenceRequest
+from worker.imaging import heat
+from worker.review import slices
+from worker.review.access import OfficeOf, QuietReaderLogin, ReaderLogin
+from worker.review.desk import Office
+from worker.review.slices import OpenVolume
+from worker.review.study import find, report_side
+
+router = APIRouter(prefix="/studies/{study_id}")
+Number = Annotated[int, InPath(ge=1, le=99)]
+Plane = Annotated[str, InPath(pattern="^(axial|coronal|sagittal)$")]
+Index = Annotated[int, InPath(ge=0, le=100_000)]
+KEEP_SECONDS = 1800  # in the browser's private cache; logging out clears it
+
+
+@router.get("/volumes")
+def describe(study_id: str, found: OfficeOf, login: QuietReaderLogin) -> JSONResponse:
+    """The volumes that the model saw, the main one first."""
+    with found.database.read() as session:
+        study = find(session, study_id)
+    facts = (study.choice or {}).get("volumes", [])
+    described = []
+    for number, path in enumerate(_paths(found, study), start=1):
+        fact = facts[number - 1] if number <= len(facts) else {}
+        label = ", ".join(fact.get("regions", [])) or "CT"
+        described.append(
+            {
+                "number": number,
+                "label": f"{number}: {label}",
+                "repairs": fact.get("repairs", []),
+                "revision": study.revision,
+                **slices.open_volume(path).describe(),
+            }
+        )
+    return JSONResponse(described)
+
+
+@router.get("/volumes/{number}/{plane}/{index}")
+def show_slice(
+    study_id: str,
+    number: Number,
+    plane: Plane,
+    index: Index,
+    request: Request,
+    found: OfficeOf,
+    login: QuietReaderLogin,
+) -> Response:
+    """One slice: gzip-compressed int16 Hounsfield units, row by row."""
+    path = _path(found, study_id, number)
+    tag = f'"{path.parent.name}-{number}-{plane}-{index}"'
+    headers = {"Cache-Control": f"private, max-age={KEEP_SECONDS}", "ETag": tag, "Vary": "Cookie"}
+    if request.headers.get("If-None-Match") == tag:
+        return Response(status_code=304, headers=headers)
+    return Response(
+        found.slices.get(path, plane, index),
+        media_type="application/octet-stream",
+        headers={**headers, "Content-Encoding": "gzip"},
+    )
+
+
+@router.post("/evidence")
+def ask_for_evidence(study_id: str, found: OfficeOf, login: ReaderLogin) -> Response:
+    """Asks a worker to work out where the model looked; the answer comes by a live update."""
+
+    def work(session: Session) -> Response:
+        study = find(session, study_id)
+        version = _machine_version(session, study)
+        if session.get(EvidenceRequest, version) is None:
+            session.add(EvidenceRequest(version_id=version, requested_by=login.user_id, requested_at=studies.now()))
+            session.flush()
+            audit.append(session, "ask_evidence", actor=login.username, study_id=study.id, origin=login.origin)
+        return report_side(session, found, login, study_id)
+
+    return found.database.run(work)
+
+
+@router.get("/evidence/{sentence_id}")
+def describe_evidence(study_id: str, sentence_id: str, found: OfficeOf, login: QuietReaderLogin) -> JSONResponse:
+    """The slice where the evidence for a sentence is strongest, and how faithful it is."""
+    evidence, path = _evidence(found, study_id, sentence_id)
+    volume = slices.open_volume(path)
+    return JSONResponse(
+        {
+            "volume": evidence.volume,
+            "slice": evidence.strongest_plane(volume.affine, volume.count("axial")),
+            "faithfulness": evidence.faithfulness,
+        }
+    )
+
+
+@router.get("/evidence/{sentence_id}/axial/{index}")
+def show_evidence(study_id: str, sentence_id: str, index: Index, found: OfficeOf, login: QuietReaderLogin) -> Response:
+    """Where the model looked on one axial slice: 128 x 128 bytes from 0 (nowhere) to 255."""
+    evidence, path = _evidence(found, study_id, sentence_id)
+    volume: OpenVolume = slices.open_volume(path)
+    _, rows, columns = volume.hu.shape
+    body = evidence.plane(volume.affine, index, (rows, columns))
+    headers = {"Cache-Control": f"private, max-age={KEEP_SECONDS}", "Vary": "Cookie"}
+    return Response(body.tobytes(), media_type="application/octet-stream", headers=headers)
+
+
+def _path(found: Office, study_id: str, number: int) -> Path:
+    with found.database.read() as session:
+        study = find(session, study_id)
+    if study.model_input is None:
+        raise NotFoundError("the study has no volume now")
+    return found.settings.store_root / study.model_input / f"volume-{number:02d}.npz"
+
+
+def _paths(found: Office, study: Study) -> list[Path]:
+    if study.model_input is None:
+        return []
+    return sorted((found.settings.store_root / study.model_input).glob("volume-*.npz"))
+
+
+def _machine_version(session: Session, study: Study) -> str:
+    machine = [v for v in study.report.versions if v.provenance and v.author_id is None] if study.report else []
+    if not machine:
+        raise NotFoundError("there is no draft of this study yet")
+    return machine[-1].id
+
+
+def _evidence(found: Office, study_id: str, sentence_id: str) -> tuple[heat.Heat, Path]:
+    with found.database.read() as session:
+        study = find(session, study_id)
+        row = session.get(Sentence, sentence_id)
+        if row is None or row.version.report.study_id != study.id or row.evidence is None:
+            raise NotFoundError("there is no evidence for this sentence")
+        stored = row.evidence
+    evidence = heat.load(found.settings.store_root / stored)
+    return evidence, _path(found, study_id, evidence.volume)

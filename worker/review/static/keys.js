@@ -1,0 +1,253 @@
+// Keys, dialogs, the idle lock and what keeps a reader's text: the page's behaviour besides the viewer.
+
+const csrf = document.querySelector('meta[name="csrf"]')?.content;
+const idleMinutes = Number(document.querySelector('meta[name="idle-minutes"]')?.content ?? 0);
+const cover = document.getElementById("cover");
+const PRESENT_SECONDS = 20;
+const ACTIVE_SECONDS = 30;
+
+const side = () => document.getElementById("report-side");
+const sentences = () => [...document.querySelectorAll("article.sentence")];
+const current = () => document.querySelector("article.sentence.current");
+const viewer = (command, value) => document.dispatchEvent(new CustomEvent("mu2:viewer", { detail: { command, value } }));
+const typing = (element) => element.matches?.("textarea, input:not([type=checkbox]), select");
+
+function post(path, body) {
+  return fetch(path, { method: "POST", body, credentials: "same-origin", headers: { "X-CSRF-Token": csrf, "X-Requested-By": "script" } });
+}
+
+function toast(text) {
+  const box = document.getElementById("toast");
+  box.textContent = text;
+  box.hidden = !text;
+  if (text) setTimeout(() => { if (box.textContent === text) box.hidden = true; }, 8000);
+}
+
+// Sentences
+
+function select(card, { scroll = true } = {}) {
+  if (!card) return;
+  current()?.classList.remove("current");
+  card.classList.add("current");
+  if (scroll) card.scrollIntoView({ block: "nearest" });
+  if (!card.contains(document.activeElement)) card.focus({ preventScroll: true });
+}
+
+function step(by) {
+  const all = sentences();
+  const at = all.indexOf(current());
+  select(all[Math.max(0, Math.min(all.length - 1, at < 0 ? 0 : at + by))]);
+  look(false);
+}
+
+function look(overlay) {
+  const card = current();
+  if (!card) return;
+  if (card.dataset.evidence && card.hasAttribute("data-has-evidence")) viewer("evidence", { sentence: card.dataset.evidence, overlay });
+  else if (overlay) document.getElementById("ask-evidence")?.click();
+}
+
+function act(name) {
+  current()?.querySelector(`[data-act="${name}"]`)?.click();
+}
+
+function edit() {
+  const field = current()?.querySelector("textarea");
+  if (!field || field.readOnly) return;
+  field.focus();
+  field.setSelectionRange(field.value.length, field.value.length);
+}
+
+async function add() {
+  const part = current()?.closest(".part");
+  const button = (part ?? document).querySelector("[data-add]");
+  if (!button) return;
+  const section = JSON.parse(button.getAttribute("hx-vals")).section;
+  const values = { section, after: current()?.dataset.sentence ?? "" };
+  await htmx.ajax("POST", button.getAttribute("hx-post"), { target: "#report-side", swap: "outerHTML", values, source: document.getElementById("live") });
+}
+
+// Dialogs
+
+function open(id) {
+  const dialog = document.getElementById(id);
+  if (!dialog || dialog.open) return;
+  dialog.showModal();
+  dialog.querySelector("input:not([type=hidden]), textarea, button")?.focus();
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button, a");
+  const card = event.target.closest("article.sentence");
+  if (card) { select(card, { scroll: false }); if (!event.target.closest("button")) look(false); }
+  if (!button) return;
+  if (button.dataset.opens) open(button.dataset.opens);
+  if (button.dataset.closes !== undefined) button.closest("dialog").close();
+  if (button.dataset.lock !== undefined) lock();
+  if (button.dataset.refresh !== undefined) refresh();
+  if (button.dataset.evidenceToggle !== undefined) { if (!current()) step(0); look(true); }
+  if (button.dataset.jump !== undefined) {
+    event.preventDefault();
+    const target = document.querySelector(button.getAttribute("href"));
+    target?.scrollIntoView({ block: "center" });
+    if (target?.matches("article")) select(target); else target?.focus();
+  }
+});
+
+// Keys: one hand on the wheel, one here
+
+const READING = {
+  j: () => step(1), k: () => step(-1), a: () => act("accept"), r: () => act("reject"), u: () => act("undo"),
+  e: edit, n: add, o: () => look(true),
+  s: () => document.querySelector('[data-opens="sign-dialog"]:not(:disabled)')?.click(),
+  p: () => document.getElementById("preliminary")?.click(),
+  x: () => viewer("plane", "axial"), c: () => viewer("plane", "coronal"), v: () => viewer("plane", "sagittal"),
+  m: () => viewer("tool", "measure"), "+": () => viewer("zoom", 1.2), "-": () => viewer("zoom", 1 / 1.2), 0: () => viewer("fit"),
+  ArrowUp: () => viewer("slice", -1), ArrowDown: () => viewer("slice", 1), PageUp: () => viewer("slice", -10), PageDown: () => viewer("slice", 10),
+  Home: () => viewer("first"), End: () => viewer("last"),
+  ...Object.fromEntries([1, 2, 3, 4, 5].map((n) => [n, () => viewer("preset", n - 1)])),
+};
+const EVERYWHERE = {
+  "?": () => open("keys-dialog"), l: lock,
+  g: () => { location.href = "/worklist/next"; }, w: () => { location.href = "/"; },
+  "/": () => document.getElementById("patient")?.focus(),
+};
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (event.key === "Escape" && typing(event.target)) {
+    const card = event.target.closest("article.sentence");
+    event.target.blur();
+    card?.focus();
+    return;
+  }
+  if (typing(event.target)) return;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const chosen = (document.body.classList.contains("study") && READING[key]) || EVERYWHERE[key] || rows(key);
+  if (!chosen) return;
+  event.preventDefault();
+  chosen();
+});
+
+function rows(key) {
+  const links = [...document.querySelectorAll(".worklist td.patient a")];
+  if (!links.length || !["j", "k", "ArrowDown", "ArrowUp"].includes(key)) return null;
+  const at = links.indexOf(document.activeElement);
+  const by = key === "j" || key === "ArrowDown" ? 1 : -1;
+  return () => links[Math.max(0, Math.min(links.length - 1, at < 0 ? 0 : at + by))].focus();
+}
+
+// What htmx brings
+
+document.body.addEventListener("htmx:afterSettle", (event) => {
+  const focus = side()?.dataset.focus;
+  if (focus && event.detail.target?.id === "report-side") {
+    delete side().dataset.focus;
+    select(document.getElementById(focus));
+    edit();
+  }
+});
+let lastSelected = null;
+document.body.addEventListener("htmx:beforeSwap", () => { lastSelected = current()?.id ?? lastSelected; });
+document.body.addEventListener("htmx:afterSwap", () => {
+  if (!current() && lastSelected) select(document.getElementById(lastSelected), { scroll: false });
+});
+document.body.addEventListener("htmx:responseError", (event) => failure(event.detail.xhr));
+document.body.addEventListener("htmx:sendError", () => toast("The page cannot be reached. Your text stays here and is sent when it can."));
+document.body.addEventListener("htmx:beforeRequest", (event) => {
+  const searching = event.detail.elt.id === "live" && document.querySelector("#rows[data-search]");
+  if (cover?.open || searching) event.preventDefault();
+});
+document.body.addEventListener("input", (event) => { if (event.target.matches(".sentence textarea")) event.target.dataset.unsaved = ""; });
+document.body.addEventListener("htmx:afterRequest", (event) => {
+  const field = event.detail.elt.querySelector?.("textarea");
+  if (event.detail.successful && field && event.detail.requestConfig.parameters.text === field.value) delete field.dataset.unsaved;
+  if (event.detail.elt.id === "live" && event.detail.successful && event.detail.requestConfig.verb === "get" && side()) compare(event.detail.xhr.responseText);
+});
+
+function failure(xhr) {
+  if (xhr.status === 401) return showCover(xhr.getResponseHeader("X-Session") === "none" ? "Your session ended. Log in again in another window; what was saved is kept." : "");
+  const text = new DOMParser().parseFromString(xhr.responseText, "text/html").querySelector("[role=alert]")?.textContent;
+  toast(text || "That did not work. Load the page again.");
+}
+
+// A change elsewhere is shown at once unless somebody types or a dialog is open; then the page says so and waits.
+function compare(text) {
+  const next = new DOMParser().parseFromString(text, "text/html").getElementById("report-side");
+  const revision = (element) => `${element.dataset.stamp}/${element.querySelector("#copy-revision")?.value}`;
+  if (!next || revision(next) === revision(side())) return;
+  const busy = typing(document.activeElement) || document.querySelector("dialog[open], [data-unsaved]");
+  if (busy) { const stale = document.getElementById("stale"); if (stale) stale.hidden = false; return; }
+  refresh();
+}
+
+function refresh() {
+  htmx.ajax("GET", `/studies/${document.getElementById("live").dataset.study}/report`, { target: "#report-side", swap: "outerHTML" });
+}
+
+function sendUnsaved() {
+  for (const field of document.querySelectorAll("textarea[data-unsaved]")) htmx.trigger(field, "change");
+}
+
+// The lock: an idle desk is covered, nothing that was typed is lost
+
+let activeAt = Date.now();
+let toldAt = 0;
+for (const kind of ["pointermove", "pointerdown", "keydown", "wheel"]) {
+  document.addEventListener(kind, () => {
+    if (cover?.open) return;
+    activeAt = Date.now();
+    if (csrf && activeAt - toldAt > ACTIVE_SECONDS * 1000) { toldAt = activeAt; post("/active").then(locked); }
+  }, { passive: true, capture: true });
+}
+
+function locked(response) {
+  if (response.status === 401) showCover("");
+}
+
+async function lock() {
+  if (!csrf) return;
+  sendUnsaved();
+  await new Promise((done) => setTimeout(done, 150));
+  await post("/lock").catch(() => {});
+  showCover("");
+}
+
+function showCover(text) {
+  if (!cover || cover.open) return;
+  document.querySelectorAll("dialog[open]").forEach((dialog) => dialog.close());
+  const problem = cover.querySelector(".problem");
+  problem.textContent = text;
+  problem.hidden = !text;
+  document.getElementById("main").inert = true;
+  cover.showModal();
+}
+
+cover?.addEventListener("cancel", (event) => event.preventDefault());
+cover?.querySelector("form").addEventListener("submit", async (event) => {
+  const form = event.target;
+  if (!form.querySelector("[name=password]")) return;
+  event.preventDefault();
+  const response = await post("/unlock", new URLSearchParams(new FormData(form)));
+  form.querySelector("[name=password]").value = "";
+  const problem = cover.querySelector(".problem");
+  if (response.status !== 204) {
+    problem.textContent = (await response.text()) || "Your session ended. Load the page again and log in.";
+    problem.hidden = false;
+    return;
+  }
+  problem.hidden = true;
+  document.getElementById("main").inert = false;
+  cover.close();
+  activeAt = Date.now();
+  sendUnsaved();
+});
+
+setInterval(() => { if (csrf && !cover.open && Date.now() - activeAt > idleMinutes * 60000) lock(); }, 1000);
+
+const live = document.getElementById("live");
+if (live?.dataset.study) {
+  const tell = () => { if (!cover.open) post(`/studies/${live.dataset.study}/present`).then(locked).catch(() => {}); };
+  setInterval(tell, PRESENT_SECONDS * 1000);
+}
+window.addEventListener("beforeunload", sendUnsaved);
