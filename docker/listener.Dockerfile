@@ -1,0 +1,27 @@
+# The DICOM listener: pydicom and pynetdicom, no torch. Build from the repository root:
+#   docker build -f docker/listener.Dockerfile -t mu2-listener .
+
+FROM python:3.11.11-slim-bookworm AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/mu2
+WORKDIR /source
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY worker worker
+COPY dicom_listener dicom_listener
+COPY mu2_model mu2_model
+COPY training training
+COPY migrations migrations
+RUN /opt/mu2/bin/pip install -c constraints.txt '.[listener]'
+
+FROM python:3.11.11-slim-bookworm
+RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin mu2 \
+    && install -d -o mu2 -g mu2 -m 0750 /var/lib/mu2 /srv/mu2/store
+COPY --from=build /opt/mu2 /opt/mu2
+ENV PATH=/opt/mu2/bin:$PATH PYTHONUNBUFFERED=1 MU2_HOME=/var/lib/mu2 MU2_STORE__URL=/srv/mu2/store
+WORKDIR /var/lib/mu2
+USER mu2
+EXPOSE 11112 9101
+HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=4 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9101/readyz', timeout=4)"]
+STOPSIGNAL SIGTERM
+CMD ["mu2", "listener"]

@@ -1,0 +1,186 @@
+"""The containers as far as they can be checked without an engine: what compose.yaml and the Dockerfiles promise."""
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from worker import queues
+from worker.core import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCKER = ROOT / "docker"
+COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {name: service for name, service in SERVICES.items() if "build" in service}
+DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
+PINNED = re.compile(r"[\w./-]+:\d+\.\d+(\.\d+)?[\w.-]*")
+URL = re.compile(r"http://127\.0\.0\.1:(\d+)/readyz")
+
+
+def instructions(path: Path) -> list[tuple[str, str]]:
+    """The instructions of a Dockerfile with their arguments, continued lines joined."""
+    text = re.sub(r"\\\n", " ", path.read_text())
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines]
+
+
+def environment(service: dict[str, Any]) -> dict[str, str]:
+    """What a service's process sees: the example's variables, then its own."""
+    variables: dict[str, str] = {}
+    for line in (DOCKER / "settings.example.env").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, value = line.split("=", 1)
+            variables[name] = "".join(shlex.split(value))
+    return variables | {name: str(value) for name, value in service.get("environment", {}).items()}
+
+
+def settings_of(service: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> settings.Settings:
+    """The settings that a service would load, its secrets played by small files."""
+    for name in [name for name in os.environ if name.startswith("MU2_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MU2_CONFIG", os.devnull)
+    for name, value in environment(service).items():
+        if name.startswith("MU2_"):
+            if name.endswith("_FILE"):
+                secret = folder / Path(value).name
+                secret.write_text("sqlite:///x" if "DATABASE" in name else "redis://redis:6379/0")
+                value = str(secret)
+            monkeypatch.setenv(name, value)
+    return settings.load()
+
+
+def test_there_is_a_dockerfile_for_every_service_of_ours_and_no_other() -> None:
+    named = {ROOT / service["build"]["dockerfile"] for service in OURS.values()}
+    assert named == set(DOCKERFILES)
+    assert {(DOCKER / service["build"]["context"]).resolve() for service in OURS.values()} == {ROOT}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_has_a_health_check(name: str) -> None:
+    assert SERVICES[name]["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_has_a_memory_limit_and_bounded_logs(name: str) -> None:
+    assert "mem_limit" in SERVICES[name] and "max-size" in SERVICES[name]["logging"]["options"]
+
+
+@pytest.mark.parametrize("name", sorted(set(SERVICES) - set(OURS)))
+def test_foreign_images_are_pinned_and_run_without_root(name: str) -> None:
+    assert PINNED.fullmatch(SERVICES[name]["image"])
+    assert SERVICES[name]["user"] not in ("root", "0")
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_services_of_ours_cannot_gain_rights_or_write_into_their_image(name: str) -> None:
+    service = OURS[name]
+    assert service["read_only"] and service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
+def test_dockerfile_is_pinned_and_ends_without_root_and_with_a_health_check(path: Path) -> None:
+    found = instructions(path)
+    images = [argument.split()[0] for word, argument in found if word == "FROM"]
+    users = [argument for word, argument in found if word == "USER"]
+    assert all(PINNED.fullmatch(image) for image in images), images
+    assert users and users[-1] not in ("root", "0")
+    assert any(word == "HEALTHCHECK" for word, _ in found)
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
+def test_dockerfile_copies_what_exists_and_what_dockerignore_lets_through(path: Path) -> None:
+    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    for word, argument in instructions(path):
+        if word == "COPY" and not argument.startswith("--from"):
+            for source in argument.split()[:-1]:
+                assert (ROOT / source).exists(), source
+                assert source in let_through, source
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_variable_is_a_setting(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = settings_of(OURS[name], tmp_path, monkeypatch)
+    assert loaded.hl7.destinations[0].drafts == "none"
+    assert [peer.ae_title for peer in loaded.dicom.peers] == ["PACS", "ER_CT"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_secrets_come_from_files_that_the_service_is_given(name: str) -> None:
+    variables = environment(OURS[name])
+    files = {Path(value).name for key, value in variables.items() if key.endswith("_FILE")}
+    assert files == {"database_url", "queue_url"} == set(OURS[name]["secrets"])
+    assert not any("PASSWORD" in key or re.search(r"://[^/]*:[^/]*@", value) for key, value in variables.items())
+
+
+def test_every_secret_is_declared_and_made(tmp_path: Path) -> None:
+    script = tmp_path / "make-secrets.sh"
+    script.write_text((DOCKER / "make-secrets.sh").read_text())
+    subprocess.run(["sh", script], check=True)
+    first = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    subprocess.run(["sh", script], check=True)
+
+    assert {Path(secret["file"]).name for secret in COMPOSE["secrets"].values()} <= set(first)
+    assert first == {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}, (
+        "a second run changes nothing"
+    )
+    assert first["postgres_password"] in first["database_url"] and "@postgres:5432/mu2" in first["database_url"]
+    assert first["redis_password"] in first["queue_url"] and "@redis:6379/" in first["queue_url"]
+    assert f"requirepass {first['redis_password']}" in first["redis_conf"]
+    assert "maxmemory-policy noeviction" in first["redis_conf"]
+
+
+def test_every_queue_is_served_once() -> None:
+    served = [
+        queue
+        for service in OURS.values()
+        if "celery" in service.get("command", [])
+        for queue in service["command"][service["command"].index("-Q") + 1].split(",")
+    ]
+    assert sorted(served) == sorted(queues.QUEUES)
+
+
+@pytest.mark.parametrize(("name", "group"), [("listener", "dicom"), ("worker-cpu", "worker"), ("worker-gpu", "worker")])
+def test_health_checks_and_ports_match_the_settings(
+    name: str, group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = settings_of(OURS[name], tmp_path, monkeypatch)
+    port = getattr(loaded, group).metrics_port
+    health = " ".join(OURS[name]["healthcheck"]["test"])
+    dockerfile = (ROOT / OURS[name]["build"]["dockerfile"]).read_text()
+    assert [int(p) for p in URL.findall(health)] == [int(p) for p in URL.findall(dockerfile)] == [port]
+    assert OURS[name]["expose"] == [str(port)]
+    if name == "listener":
+        assert OURS[name]["ports"] == [f"{loaded.dicom.port}:{loaded.dicom.port}"]
+        assert loaded.dicom.host == "0.0.0.0"
+    else:
+        assert loaded.worker.metrics_host == "0.0.0.0" and "ports" not in OURS[name]
+
+
+def test_the_gpu_worker_is_sized_for_one_a40(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = OURS["worker-gpu"]
+    loaded = settings_of(gpu, tmp_path, monkeypatch)
+    assert gpu["runtime"] == "nvidia"
+    assert (loaded.model.device, loaded.model.dtype, loaded.model.max_batch) == ("cuda", "bfloat16", 8)
+    assert str(loaded.model.path) in {volume.split(":")[1] for volume in gpu["volumes"]}
+
+
+def test_databases_are_reachable_from_inside_only() -> None:
+    assert COMPOSE["networks"]["inside"]["internal"]
+    for name in ("redis", "postgres", "worker-gpu"):
+        assert SERVICES[name]["networks"] == ["inside"] and "ports" not in SERVICES[name]
+
+
+def test_instances_lie_in_one_volume_that_listener_and_workers_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("listener", "worker-cpu", "worker-gpu"):
+        dockerfile = (ROOT / OURS[name]["build"]["dockerfile"]).read_text()
+        assert "store:/srv/mu2/store" in OURS[name]["volumes"]
+        assert "MU2_STORE__URL=/srv/mu2/store" in dockerfile
