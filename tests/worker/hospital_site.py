@@ -181,6 +181,14 @@ class Site:
             worker.wait_for_event("worker_started")
         return worker
 
+    def lock_database(self) -> sqlite3.Connection:
+        """Holds SQLite's write lock until the returned connection rolls back."""
+        url = self.database.url.database
+        assert url is not None
+        lock = sqlite3.connect(url, isolation_level=None, timeout=20, check_same_thread=False)
+        lock.execute("BEGIN IMMEDIATE")
+        return lock
+
     def flush_broker(self) -> None:
         """FLUSHALL."""
         with redis.Redis(unix_socket_path=str(self.broker.socket_path)) as client:

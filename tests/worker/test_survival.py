@@ -1,6 +1,5 @@
 """What the worker survives, with real processes that are really killed."""
 
-import sqlite3
 import time
 from collections import Counter
 
@@ -137,12 +136,9 @@ def test_database_locked_for_seconds_delays_and_loses_nothing(site: Site, receiv
     study_id = site.add_study(**BIG)
     site.start_worker(ready=False)
     site.catch(study_id, StudyStatus.PREPARING)
-    url = site.database.url.database
-    assert url is not None
-    with sqlite3.connect(url, isolation_level=None) as lock:
-        lock.execute("BEGIN IMMEDIATE")
-        time.sleep(7)  # longer than SQLite's own patience and than the lease
-        lock.execute("ROLLBACK")
+    lock = site.lock_database()
+    time.sleep(7)  # longer than SQLite's own patience and than the lease
+    lock.rollback()
     site.wait_for_status(study_id, StudyStatus.DRAFTED)
     wait_for(lambda: acknowledged(site))
     assert attempt_outcomes(site, Stage.PREPARE) == {AttemptOutcome.DONE: 1}
