@@ -1,0 +1,126 @@
+"""Group commit: one transaction for many, and one bad instance never takes the others with it."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from sqlalchemy.exc import StatementError
+
+from dicom_listener.committer import Committer, RowRefusedError
+from dicom_listener.metrics import Metrics
+from dicom_listener.storage import Store
+from tests.core.builders import arrival, uid
+from worker.core.arrivals import Arrival, Recorded
+from worker.core.database import Database
+from worker.core.errors import DatabaseUnavailableError, Mu2Error
+from worker.core.records import Disposition
+from worker.core.recorder import Recorder
+
+
+class Bench:
+    """A committer with a real store, and a recorder that a test can slow down or break."""
+
+    def __init__(self, root: Path, database: Database) -> None:
+        self.store = Store(root, 0)
+        self.store.open()
+        self.failures = 0
+        self.committer = Committer(self.store, database, Metrics(), self._count)
+
+    def _count(self) -> None:
+        self.failures += 1
+
+    def commit(self, study: str) -> Recorded:
+        instance = uid()
+        incoming = self.store.receive(CTImageStorage, instance, ExplicitVRLittleEndian)
+        incoming.add(memoryview(instance.encode()))
+        held = incoming.finish()
+        row = arrival(study, path=self.store.name(held, study, instance), sop_instance_uid=instance, sha256=held.sha256)
+        return self.committer.commit(held, row)
+
+    def commit_at_once(self, study: str, count: int) -> list[Recorded | Mu2Error]:
+        outcomes: list[Recorded | Mu2Error] = []
+
+        def one() -> None:
+            try:
+                outcomes.append(self.commit(study))
+            except Mu2Error as error:
+                outcomes.append(error)
+
+        threads = [threading.Thread(target=one) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        return outcomes
+
+
+@pytest.fixture
+def bench(tmp_path: Path, sqlite_database: Database) -> Iterator[Bench]:
+    made = Bench(tmp_path / "store", sqlite_database)
+    yield made
+    made.store.close()
+    made.committer.close()
+
+
+def test_instances_that_come_during_a_commit_share_the_next(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[int] = []
+    record = Recorder.record
+
+    def slow(self: Recorder, group: Sequence[Arrival]) -> list[Recorded]:
+        groups.append(len(group))
+        time.sleep(0.2)
+        return record(self, group)
+
+    monkeypatch.setattr(Recorder, "record", slow)
+    outcomes = bench.commit_at_once(uid(), 8)
+    assert [type(o) for o in outcomes] == [Recorded] * 8
+    assert sum(groups) == 8
+    assert len(groups) <= 3
+
+
+def test_row_that_the_database_refuses_fails_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Recorder.record
+    bad: list[str] = []
+
+    def picky(self: Recorder, group: Sequence[Arrival]) -> list[Recorded]:
+        time.sleep(0.1)
+        bad[:] = bad or [group[-1].sop_instance_uid]
+        if any(a.sop_instance_uid in bad for a in group):
+            raise StatementError("injected", None, None, ValueError())
+        return record(self, group)
+
+    monkeypatch.setattr(Recorder, "record", picky)
+    outcomes = bench.commit_at_once(uid(), 6)
+    assert sorted(type(o).__name__ for o in outcomes) == ["Recorded"] * 5 + ["RowRefusedError"]
+    assert bench.failures == 1
+    assert [o for o in outcomes if isinstance(o, RowRefusedError)]
+
+
+def test_database_that_is_away_fails_the_group_and_asks_for_recovery(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(self: Recorder, group: Sequence[Arrival]) -> list[Recorded]:
+        raise DatabaseUnavailableError("away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Recorder, "record", away)
+        with pytest.raises(DatabaseUnavailableError):
+            bench.commit(uid())
+    assert bench.failures == 1
+    assert bench.commit(uid()).disposition is Disposition.KEPT
+
+
+def test_fault_of_ours_hangs_nobody(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Recorder, group: Sequence[Arrival]) -> list[Recorded]:
+        time.sleep(0.1)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Recorder, "record", broken)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    outcomes = bench.commit_at_once(uid(), 4)
+    monkeypatch.undo()
+    assert all(isinstance(o, RowRefusedError) for o in outcomes)
+    assert bench.commit(uid()).disposition is Disposition.KEPT

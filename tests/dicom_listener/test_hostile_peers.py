@@ -1,0 +1,167 @@
+"""Hostile peers: an honest sender's study still arrives, C-ECHO still answers, memory stays."""
+
+import gc
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from pydicom.uid import generate_uid
+
+from dicom_listener.door import oldest_of_busiest
+from dicom_listener.statuses import Status
+from tests.dicom_listener.conftest import Running
+from tests.dicom_listener.sending import RawPeer, ct, echo, eventually, request_pdu, send
+
+MOST_GROWTH_BYTES = 20_000_000
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def silent(port: int, count: int, first_words: bytes = b"") -> Iterator[list[socket.socket]]:
+    """`count` clients that say `first_words` and then nothing."""
+    with ExitStack() as stack:
+        clients = []
+        for _ in range(count):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+            client.sendall(first_words)
+            clients.append(client)
+        yield clients
+
+
+def an_honest_study_arrives(running: Running) -> None:
+    study = generate_uid()
+    assert send(running.port, [ct(study) for _ in range(5)]) == [Status.SUCCESS] * 5
+    assert echo(running.port)
+
+
+@pytest.mark.parametrize("first_words", [b"", request_pdu()[:16]], ids=["silent", "sixteen bytes of a request"])
+def test_two_hundred_half_open_clients_stop_nobody(running: Running, first_words: bytes) -> None:
+    an_honest_study_arrives(running)
+    gc.collect()
+    before = resident_bytes()
+    with silent(running.port, 200, first_words):
+        an_honest_study_arrives(running)
+        assert resident_bytes() - before < MOST_GROWTH_BYTES
+    an_honest_study_arrives(running)
+
+
+def test_half_open_clients_are_let_go_after_their_time(start: Callable[..., Running]) -> None:
+    running = start(artim_seconds=0.5)
+    with silent(running.port, 5) as mute, silent(running.port, 5, request_pdu()[:16]) as halting:
+        time.sleep(1.2)
+        for client in mute:
+            assert client.recv(1) == b""
+        for client in halting:
+            assert client.recv(100)[:1] in (b"", b"\x07")
+    eventually(lambda: running.sent.counted("mu2_dicom_half_open") == 0)
+
+
+@pytest.mark.parametrize("kind", [1, 4], ids=["association request", "data"])
+def test_pdu_that_claims_four_gigabytes_is_aborted_at_once(running: Running, kind: int) -> None:
+    before = resident_bytes()
+    with RawPeer(running.port, associate=kind == 4) as peer:
+        peer.socket.sendall(struct.pack(">BxI", kind, 0xFFFFFFFF) + bytes(4096))
+        assert peer.read_pdu() == (7, b"\0\0\2\6")
+    assert resident_bytes() - before < MOST_GROWTH_BYTES
+    an_honest_study_arrives(running)
+
+
+def test_association_that_stalls_inside_a_pdv_ends_and_leaves_nothing(start: Callable[..., Running]) -> None:
+    running = start(idle_seconds=0.5)
+    with RawPeer(running.port) as peer:
+        peer.socket.sendall(store_command() + struct.pack(">BxIIBB", 4, 100_006, 100_002, 1, 0) + bytes(50))
+        an_honest_study_arrives(running)
+        assert peer.read_pdu()[0] == 7
+    eventually(lambda: running.sent.counted("mu2_dicom_associations_total", outcome="stalled") == 1)
+    assert not list((running.sent.root / "incoming").rglob("*.part"))
+
+
+def test_connection_lost_inside_a_data_set_leaves_nothing(running: Running) -> None:
+    with RawPeer(running.port) as peer:
+        peer.socket.sendall(store_command() + struct.pack(">BxIIBB", 4, 100_006, 100_002, 1, 0) + bytes(50))
+    eventually(lambda: running.sent.counted("mu2_dicom_associations_total", outcome="connection_lost") == 1)
+    assert not list((running.sent.root / "incoming").rglob("*.part"))
+    assert not running.sent.instances()
+
+
+def store_command(context: int = 1) -> bytes:
+    """A P-DATA-TF PDU with a whole C-STORE-RQ command set."""
+    elements = [
+        (0x0002, b"1.2.840.10008.5.1.4.1.1.2\0"),
+        (0x0100, b"\1\0"),
+        (0x0110, b"\1\0"),
+        (0x0700, b"\2\0"),
+        (0x0800, b"\1\0"),
+        (0x1000, b"1.2.3\0"),
+    ]
+    command = b"".join(struct.pack("<HHI", 0, element, len(value)) + value for element, value in elements)
+    pdv = struct.pack(">IBB", len(command) + 2, context, 3) + command
+    return struct.pack(">BxI", 4, len(pdv)) + pdv
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        struct.pack(">BxI", 9, 4) + bytes(4),
+        struct.pack(">BxI", 1, 100) + bytes(100),
+        struct.pack(">BxI", 5, 8) + bytes(8),
+        store_command(context=77),
+        struct.pack(">BxIIBB", 4, 10, 6, 1, 2) + b"data",
+        struct.pack(">BxIIBB", 4, 10, 6, 1, 3) + b"junk",
+        store_command() + store_command(),
+        struct.pack(">BxIIBB", 4, 20_006, 20_002, 1, 1) + bytes(20_000),
+    ],
+    ids=[
+        "unknown PDU",
+        "second request",
+        "release of a wrong length",
+        "context that was not accepted",
+        "data without a command",
+        "command that is none",
+        "command inside a data set",
+        "command without end",
+    ],
+)
+def test_broken_protocol_is_aborted_and_counted(running: Running, data: bytes) -> None:
+    with RawPeer(running.port) as peer:
+        peer.socket.sendall(data)
+        assert peer.read_pdu()[0] == 7
+    eventually(lambda: running.sent.counted("mu2_dicom_associations_total", outcome="protocol_error") == 1)
+    assert echo(running.port)
+
+
+def test_services_that_are_not_offered_have_a_status_and_the_association_goes_on(running: Running) -> None:
+    with RawPeer(running.port) as peer:
+        for field in (0x0020, 0x0150):
+            elements = [(0x0100, struct.pack("<H", field)), (0x0110, b"\5\0"), (0x0800, b"\1\1")]
+            command = b"".join(struct.pack("<HHI", 0, e, len(v)) + v for e, v in elements)
+            pdv = struct.pack(">IBB", len(command) + 2, 1, 3) + command
+            peer.socket.sendall(struct.pack(">BxI", 4, len(pdv)) + pdv)
+            kind, body = peer.read_pdu()
+            assert (kind, b"\0\0\x00\t\2\0\0\0\x11\2" in body) == (4, True)
+
+
+def test_a_thousand_more_descriptors_than_select_takes_do_not_matter(running: Running) -> None:
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    try:
+        with RawPeer(running.port) as peer:  # associates, over descriptors of this process on both ends
+            assert peer.socket.fileno() > 1024
+            peer.socket.sendall(struct.pack(">BxI", 5, 4) + bytes(4))
+            assert peer.read_pdu()[0] == 6
+    finally:
+        for fd in held:
+            os.close(fd)
+    assert echo(running.port)
+
+
+def test_busiest_address_is_shed_first() -> None:
+    assert oldest_of_busiest(["a", "b", "b", "a", "b"]) == 1
