@@ -1,0 +1,82 @@
+"""How often findings occur, and the limits of size and contrast that fix the difficulty."""
+
+from collections import Counter
+
+import pytest
+
+from training.phantoms.case import Case
+from training.phantoms.disease import draw_case
+from training.phantoms.prevalence import SIDED
+from training.phantoms.vocabulary import CORE, FindingType, Side
+
+CASES = 1500
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["core", "full"])
+def cases(request: pytest.FixtureRequest) -> list[Case]:
+    return [draw_case(50_000 + seed, full=request.param) for seed in range(CASES)]
+
+
+def kinds_of(cases: list[Case]) -> tuple[FindingType, ...]:
+    return tuple(FindingType) if cases[0].full else CORE
+
+
+def test_about_a_third_of_the_cases_is_normal(cases: list[Case]) -> None:
+    assert 0.29 <= sum(not case.findings for case in cases) / CASES <= 0.38
+
+
+def test_every_finding_is_in_three_to_fifteen_percent_of_the_cases(cases: list[Case]) -> None:
+    seen = Counter(kind for case in cases for kind in {finding.kind for finding in case.findings})
+    shares = {kind: seen[kind] / CASES for kind in kinds_of(cases)}
+    assert set(seen) == set(shares)
+    # Half a percent for the chance of 1,500 draws.
+    assert all(0.025 <= share <= 0.155 for share in shares.values()), shares
+
+
+def test_no_case_has_more_than_five_findings_or_one_twice(cases: list[Case]) -> None:
+    for case in cases:
+        keys = [finding.key for finding in case.findings]
+        assert len(keys) <= 5
+        assert len(set(keys)) == len(keys)
+
+
+def test_paired_findings_have_a_side_and_the_others_have_none(cases: list[Case]) -> None:
+    for case in cases:
+        assert all((finding.side is Side.NONE) != (finding.kind in SIDED) for finding in case.findings)
+
+
+def test_left_and_right_are_equally_frequent(cases: list[Case]) -> None:
+    sides = Counter(finding.side for case in cases for finding in case.findings)
+    assert 0.85 <= sides[Side.LEFT] / sides[Side.RIGHT] <= 1.18
+
+
+def test_core_has_nothing_below_ten_millimetres_and_no_hypodense_lesion() -> None:
+    for seed in range(400):
+        for finding in draw_case(seed).findings:
+            assert finding.size_mm is None or finding.size_mm >= 10
+            assert finding.density in ("", "hyperdense")
+
+
+def test_hepatic_lesions_differ_from_the_liver_as_the_difficulty_says() -> None:
+    for full, least in ((False, 40.0), (True, 15.0)):
+        for seed in range(600):
+            case = draw_case(seed, full=full)
+            for finding in case.findings:
+                if finding.kind is FindingType.HEPATIC_LESION:
+                    assert least <= abs(finding.hu - case.liver_hu) <= 80.0
+
+
+def test_full_reaches_the_small_nodules_that_core_leaves_out() -> None:
+    sizes = [
+        finding.size_mm or 0
+        for seed in range(1200)
+        for finding in draw_case(seed, full=True).findings
+        if finding.kind is FindingType.LUNG_NODULE
+    ]
+    assert 4 <= min(sizes) < 8
+    assert max(sizes) <= 30
+
+
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be 0 or more"):
+        draw_case(-1)
