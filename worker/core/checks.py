@@ -24,7 +24,7 @@ class Rule(StrEnum):
 
 
 TITLES: dict[Rule, str] = {
-    Rule.UNTOUCHED: "Sentence not yet accepted, edited or rejected",
+    Rule.UNTOUCHED: "Not yet judged",
     Rule.EMPTY_IMPRESSION: "The impression is empty",
     Rule.SIDE: "Side differs between findings and impression",
     Rule.SEX: "Organ does not fit the patient's sex",

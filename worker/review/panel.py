@@ -33,6 +33,8 @@ from worker.core.settings import ReviewSettings
 from worker.core.signing import Desk
 from worker.review.access import Login
 
+EXCERPT = 42  # characters of a sentence in the list of problems
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -109,14 +111,26 @@ class Panel:
         """Where a click on a problem leads."""
         if problem.rule is checks.Rule.CRITICAL_NOT_COMMUNICATED:
             return "communication"
+        card = self.card_of(problem)
+        return "section-impression" if card is None else f"card-{card.id}"
+
+    def excerpt(self, problem: Problem) -> str:
+        """The first words of the sentence that a problem is about."""
+        card = self.card_of(problem)
+        if card is None:
+            return ""
+        return card.text if len(card.text) <= EXCERPT else card.text[:EXCERPT].rstrip() + "…"
+
+    def card_of(self, problem: Problem) -> Card | None:
+        """The sentence that a problem is about."""
         if problem.index is None:
-            return "section-impression"
+            return None
         written = [
-            c
-            for c in self.cards
-            if c.origin is not Origin.PERSON or (c.text and c.assessment is not Assessment.REJECTED)
+            card
+            for card in self.cards
+            if card.origin is not Origin.PERSON or (card.text and card.assessment is not Assessment.REJECTED)
         ]
-        return f"card-{written[problem.index].id}"
+        return written[problem.index]
 
 
 def build(session: Session, report: records.Report, login: Login, desk: Desk, settings: ReviewSettings) -> Panel:

@@ -13,7 +13,9 @@ from sqlalchemy.orm import Session
 from worker.core import audit, editing, records, reports, studies
 from worker.core.errors import NotFoundError
 from worker.core.records import Message, Report, ReportVersion, Study
+from worker.core.report import Report as ReportValue
 from worker.core.review_records import Presence
+from worker.results import pdf
 from worker.review import panel as panels
 from worker.review.access import Login, OfficeOf, QuietReaderLogin, ReaderLogin
 from worker.review.desk import Office
@@ -122,6 +124,21 @@ def print_view(study_id: str, found: OfficeOf, login: ReaderLogin) -> Response:
         return render(found, login, "print.html", study=report.study, report=value, version=version)
 
     return found.database.run(look)
+
+
+@router.get("/report.pdf")
+def show_pdf(study_id: str, found: OfficeOf, login: ReaderLogin) -> Response:
+    """The version that stands, as PDF; audited as an export. The file's name tells nothing."""
+
+    def look(session: Session) -> ReportValue:
+        version = editing.of_record(session, find_report(session, study_id).id)
+        _note_export(session, login, study_id, version, "pdf")
+        return reports.to_value(session, version.id, default_authority=found.settings.hl7.assigning_authority)
+
+    body = pdf.write(found.database.run(look))
+    return Response(
+        body, media_type="application/pdf", headers={"Content-Disposition": 'attachment; filename="report.pdf"'}
+    )
 
 
 def _note_export(session: Session, login: Login, study_id: str, version: ReportVersion, form: str) -> None:

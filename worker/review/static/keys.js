@@ -73,7 +73,7 @@ function open(id) {
   const dialog = document.getElementById(id);
   if (!dialog || dialog.open) return;
   dialog.showModal();
-  dialog.querySelector("input:not([type=hidden]), textarea, button")?.focus();
+  dialog.querySelector("input:not([type=hidden], .hidden), textarea, button")?.focus();
 }
 
 document.addEventListener("click", (event) => {
