@@ -17,13 +17,15 @@ from worker.supervisor import Service, answers
 LISTENER_STOP_SECONDS = 15.0  # its own limit is 10
 BROKER_STOP_SECONDS = 10.0
 WORKER_STOP_MARGIN_SECONDS = 5.0
+REVIEW_STOP_SECONDS = 8.0  # its own limit is 3
 
 
-def services(settings: Settings) -> list[Service]:
-    """The services that these settings call for, in the order of their start; health ports must not be 0."""
+def services(settings: Settings, *, review: bool) -> list[Service]:
+    """The services that these settings call for, in the order of their start; no port may be 0."""
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     embedded = [] if settings.queue.url.get_secret_value() else [broker_service(settings)]
-    return [*embedded, worker_service(settings), listener_service(settings)]
+    page = [review_service(settings)] if review else []
+    return [*embedded, worker_service(settings), listener_service(settings), *page]
 
 
 def broker_service(settings: Settings) -> Service:
@@ -49,6 +51,15 @@ def listener_service(settings: Settings) -> Service:
     return Service("listener", command, environment(settings), LISTENER_STOP_SECONDS, lambda: answers(host, port))
 
 
+def review_service(settings: Settings) -> Service:
+    """The review page."""
+    host, port, tls = settings.review.host, settings.review.port, settings.review.tls_certificate is not None
+    command = (sys.executable, "-m", "worker", "review")
+    return Service(
+        "review", command, environment(settings), REVIEW_STOP_SECONDS, lambda: answers(host, port, "/livez", tls=tls)
+    )
+
+
 def with_chosen_ports(settings: Settings) -> Settings:
     """The settings with a free port in the place of every 0, so that all processes agree on it."""
     dicom = settings.dicom.model_copy(
@@ -58,7 +69,10 @@ def with_chosen_ports(settings: Settings) -> Settings:
         }
     )
     worker = settings.worker.model_copy(update={"metrics_port": settings.worker.metrics_port or free_port()})
-    return settings.model_copy(update={"home": settings.home.resolve(), "dicom": dicom, "worker": worker})
+    review = settings.review.model_copy(update={"port": settings.review.port or free_port()})
+    return settings.model_copy(
+        update={"home": settings.home.resolve(), "dicom": dicom, "worker": worker, "review": review}
+    )
 
 
 def free_port() -> int:

@@ -2,7 +2,8 @@
 
     supervisor ──┬── valkey      when no broker URL is set
                  ├── worker      celery -A worker worker
-                 └── listener    python -m dicom_listener
+                 ├── listener    python -m dicom_listener
+                 └── review      mu2 review
 
 They start together, because each waits for what it needs, and stop from bottom to top: first nothing new arrives, then
 the worker ends what it has in hand, then the broker goes. The kernel ties every child to this process
@@ -14,13 +15,14 @@ import ctypes
 import fcntl
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import IO
 
@@ -291,11 +293,16 @@ def prepare_database(settings: Settings) -> None:
         database.close()
 
 
-def answers(host: str, port: int) -> bool:
-    """Whether the process whose health page is served there calls itself ready."""
-    connection = HTTPConnection(EVERY_INTERFACE.get(host, host), port, timeout=PROBE_TIMEOUT_SECONDS)
+def answers(host: str, port: int, path: str = "/readyz", *, tls: bool = False) -> bool:
+    """Whether the process that serves `path` there answers 200; whose certificate it shows does not matter."""
+    address = EVERY_INTERFACE.get(host, host)
+    connection = (
+        HTTPSConnection(address, port, timeout=PROBE_TIMEOUT_SECONDS, context=ssl._create_unverified_context())
+        if tls
+        else HTTPConnection(address, port, timeout=PROBE_TIMEOUT_SECONDS)
+    )
     try:
-        connection.request("GET", "/readyz")
+        connection.request("GET", path)
         return connection.getresponse().status == 200
     except (OSError, HTTPException):
         return False

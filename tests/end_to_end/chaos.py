@@ -2,9 +2,9 @@
 
     python -m tests.end_to_end.chaos --seed 1 --kills 200
 
-Two PACS send without a pause, late slices and repeats among it, the receiver answers every fourth message badly or not at all, two
-workers share the queue, and every few seconds a process dies in the middle of something. Exit code 0 when nothing that was
-acknowledged is lost, nothing stood still for a minute, and no report was accepted twice.
+Two PACS send without a pause, late slices and repeats among it, the receiver answers every fourth message badly or not
+at all, two workers share the queue, and every few seconds a process dies in the middle of something. Exit code 0 when
+nothing that was acknowledged is lost, nothing stood still for a minute, and no report was accepted twice.
 """
 
 import argparse

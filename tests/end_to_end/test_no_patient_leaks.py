@@ -37,7 +37,7 @@ def running(tmp_path: Path) -> Iterator[tuple[Services, MllpReceiver]]:
         config = with_chosen_ports(
             settings(tmp_path / "home", hl7={"destinations": [destination], "backoff_seconds": 0.2})
         )
-        started = Services.start(config, services(config))
+        started = Services.start(config, services(config, review=False))
         yield started, receiver
         started.stop()
 

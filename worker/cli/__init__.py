@@ -4,7 +4,22 @@ import sys
 
 import typer
 
-from worker.cli import audit, database, demo, doctor, listener, message, model, queue, retention, study, up, volume
+from worker.cli import (
+    audit,
+    database,
+    demo,
+    doctor,
+    listener,
+    message,
+    model,
+    queue,
+    retention,
+    review,
+    study,
+    up,
+    user,
+    volume,
+)
 from worker.core.errors import Mu2Error, SettingsError
 
 EXIT_FAILED = 1
@@ -20,9 +35,10 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("up")(up.up)
 app.command("listener")(listener.listener)
+app.command("review")(review.review)
 app.command("doctor")(doctor.doctor)
 app.command("volume")(volume.volume_command)
-for noun in (study, message, queue, model, retention, audit, database):
+for noun in (study, message, queue, model, user, retention, audit, database):
     app.add_typer(noun.app)
 
 

@@ -47,7 +47,7 @@ def demo(
     content = sender.read_folder(folder)
     console.print("Starting Valkey, the Celery worker and the DICOM listener ...")
     began = time.monotonic()
-    with system.running(current) as parts:
+    with system.running(current, review=serve) as parts:
         dicom = parts.settings.dicom
         console.print(
             f"Ready after {time.monotonic() - began:.1f} s: DICOM {dicom.ae_title} on port {dicom.port}, "
@@ -210,12 +210,17 @@ def _count(things: list[str], one: str, many: str) -> str:
 def _serve(console: "Console", parts: "System") -> None:
     import signal
 
+    from worker.demo import account as demo_account
+
     dicom = parts.settings.dicom
     console.print(
         f"\nEverything stays up. Send more studies to {dicom.ae_title} on 127.0.0.1:{dicom.port}, for example:"
     )
     console.print(f"  storescu -aec {dicom.ae_title} 127.0.0.1 {dicom.port} FILE ...")
     console.print(f"Look at them from another terminal:\n  MU2_HOME={parts.settings.home} mu2 study list")
+    page = parts.settings.review
+    user, password = demo_account.make(parts.database)
+    console.print(f"Read, correct and sign: http://{page.host}:{page.port} as {user} with password {password}")
     console.print("Ctrl-C stops.")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

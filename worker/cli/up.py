@@ -14,7 +14,7 @@ def up(
         bool, typer.Option("--stderr", help="Log lines to stderr instead of files in MU2_HOME/logs.")
     ] = False,
 ) -> None:
-    """Runs broker, worker and listener until Ctrl-C, and starts what dies again."""
+    """Runs broker, worker, listener and review page until Ctrl-C, and starts what dies again."""
     from worker.core import logs, settings
     from worker.services import services, with_chosen_ports
     from worker.supervisor import Supervisor
@@ -22,7 +22,7 @@ def up(
     current = with_chosen_ports(settings.current())
     logs.configure("supervisor", current.log.level if to_stderr else "error")
     log_folder = None if to_stderr else current.home / "logs"
-    supervisor = Supervisor(current, services(current), log_folder=log_folder)
+    supervisor = Supervisor(current, services(current, review=True), log_folder=log_folder)
     stop = threading.Event()
 
     def on_signal(*_: object) -> None:
@@ -40,6 +40,9 @@ def up(
             if not ready and supervisor.is_ready:
                 ready = True
                 note(f"Ready: DICOM {current.dicom.ae_title} on {current.dicom.host}:{current.dicom.port}.")
+                page = current.review
+                scheme = "http" if page.tls_certificate is None else "https"
+                note(f"Review page: {scheme}://{page.host}:{page.port} (`mu2 user add` makes accounts).")
                 note(f"Logs: {log_folder or 'stderr'}. `mu2 doctor` checks everything. Ctrl-C stops.")
         note(
             "Stopping: the listener, then the worker with what it has in hand, then the broker. Ctrl-C again: at once."

@@ -14,6 +14,7 @@ from worker.core.settings import (
     DicomSettings,
     Hl7Settings,
     QueueSettings,
+    ReviewSettings,
     Settings,
     StoreSettings,
 )
@@ -39,7 +40,7 @@ class System:
 
 
 @contextmanager
-def running(base: Settings) -> Iterator[System]:
+def running(base: Settings, *, review: bool) -> Iterator[System]:
     """The services of `base` on loopback ports, with broker, database and receiver of their own.
 
     Of `base` the model, imaging, worker and log settings count, and MU2_HOME when it is set; otherwise everything lies
@@ -48,7 +49,7 @@ def running(base: Settings) -> Iterator[System]:
     temporary = Path(tempfile.mkdtemp(prefix="mu2-demo-")) if base.home == DEFAULT_HOME else None
     with MllpReceiver() as receiver:
         settings = with_chosen_ports(_settings(base, temporary or base.home, receiver.port))
-        supervisor = Supervisor(settings, services(settings), log_folder=settings.home / "logs")
+        supervisor = Supervisor(settings, services(settings, review=review), log_folder=settings.home / "logs")
         with supervisor:
             supervisor.wait_ready(READY_SECONDS)
             database = Database.from_settings(settings)
@@ -78,6 +79,7 @@ def _settings(base: Settings, home: Path, receiver_port: int) -> Settings:
             "queue": QueueSettings(sweep_seconds=SWEEP_SECONDS),
             "database": DatabaseSettings(),
             "hl7": Hl7Settings(destinations=(receiver,), assigning_authority="DEMO"),
+            "review": ReviewSettings(port=0),
             "worker": base.worker.model_copy(update={"metrics_port": 0, "metrics_host": "127.0.0.1"}),
         }
     )
