@@ -20,7 +20,9 @@ class Grid:
     slice_mm: float
     pixel_mm: float
     origin: Point
-    """Center of the first voxel of the lowest slice: (x, y, z)."""
+    """Center of the first voxel of slice 0: (x, y, z)."""
+    first_slice: int = 0
+    """Number of the first slice that is on the grid; a part of a scan has the very coordinates of the whole."""
 
     @property
     def affine(self) -> NDArray[np.float64]:
@@ -61,7 +63,9 @@ class Build:
 
     def coordinates(self, grid: Grid) -> tuple[Field, Field, Field]:
         """Reference coordinates of every voxel, float32 arrays (slices, rows, columns)."""
-        z = (grid.origin[2] + grid.slice_mm * np.arange(grid.slices)).astype(np.float32)[:, None, None]
+        z = (grid.origin[2] + grid.slice_mm * (grid.first_slice + np.arange(grid.slices))).astype(np.float32)[
+            :, None, None
+        ]
         y = (grid.origin[1] + grid.pixel_mm * np.arange(grid.rows)).astype(np.float32)[None, :, None]
         x = (grid.origin[0] + grid.pixel_mm * np.arange(grid.columns)).astype(np.float32)[None, None, :]
         bend = np.float32(self.warp_mm)
@@ -103,10 +107,11 @@ class Canvas:
         stops = [max(corner[axis] for corner in corners) + slack for axis in range(3)]
         steps = (self.grid.pixel_mm, self.grid.pixel_mm, self.grid.slice_mm)
         counts = (self.grid.columns, self.grid.rows, self.grid.slices)
+        skipped = (0, 0, self.grid.first_slice)
         ranges = []
         for axis in range(3):
-            first = floor((starts[axis] - self.grid.origin[axis]) / steps[axis])
-            last = ceil((stops[axis] - self.grid.origin[axis]) / steps[axis]) + 1
+            first = floor((starts[axis] - self.grid.origin[axis]) / steps[axis]) - skipped[axis]
+            last = ceil((stops[axis] - self.grid.origin[axis]) / steps[axis]) + 1 - skipped[axis]
             ranges.append(slice(min(max(first, 0), counts[axis]), min(max(last, 0), counts[axis])))
         return ranges[2], ranges[1], ranges[0]
 

@@ -18,24 +18,26 @@ SIDED = {
 
 STONE = r"(?:stones?|calcul(?:us|i)|concrements?)"
 PATTERNS: tuple[tuple[FindingType | str, str], ...] = (
-    (K.GALLSTONES, rf"gall ?stones?|cholelithiasis|gall ?bladder {STONE}|{STONE} in the gall ?bladder|gall ?bladder[^.;,]*{STONE}"),
-    (K.BLADDER_STONE, rf"bladder {STONE}|cystolithiasis|vesical {STONE}|{STONE} in the (?:urinary )?bladder|bladder[^.;,]*{STONE}"),
+    (K.GALLSTONES, rf"gall ?stones?|cholelithiasis|{STONE} in the gall ?bladder|gall ?bladder[^.;,]*{STONE}"),
+    (K.BLADDER_STONE, rf"cystolithiasis|vesical {STONE}|{STONE} in the (?:urinary )?bladder|bladder[^.;,]*{STONE}"),
     (K.RENAL_CALCULUS, rf"nephrolithiasis|(?:renal|kidney) {STONE}|renal pelvic {STONE}"),
     (K.LYTIC_LESION, r"(?:lytic|osteolytic)(?: \w+){0,3}? (?:lesions?|focus|metastas[ie]s)|osteolys[ie]s"),
-    (K.CORONARY_CALCIFICATION, r"coronary(?: artery| arterial)? calcifications?|calcifi\w+ (?:of|in) the coronary|calcified coronary"),
+    (K.CORONARY_CALCIFICATION, r"coronary(?: artery)? calcifications?|calcifi\w+ (?:of|in) the coronary|calcified coronary"),
     (K.PERICARDIAL_EFFUSION, r"pericardial (?:effusion|fluid)|fluid in the pericardi\w+"),
     (K.PLEURAL_EFFUSION, r"(?:pleural )?effusions?|pleural fluid|fluid in the pleural \w+|hydrothorax"),
     (K.PNEUMOTHORAX, r"(?:hydro)?pneumothora(?:x|ces)|free pleural air"),
-    (K.CARDIOMEGALY, r"cardiomegaly|enlarged (?:heart|cardiac silhouette)|enlargement of the heart|cardiac enlargement"
+    (K.CARDIOMEGALY, r"cardiomegaly|enlarged (?:heart|cardiac \w+)|enlargement of the heart|cardiac enlargement"
                      r"|(?:heart|cardiac silhouette)(?: size)?(?: \w+){0,3}? (?:enlarged|dilated)"),
-    (K.AORTIC_ANEURYSM, r"aneurysm(?:al)?(?: dilatation)?|aort\w+(?: \w+){0,3}? (?:dilated|ectatic)|dilat\w+(?: \w+){0,3}? aorta"),
+    (K.AORTIC_ANEURYSM, r"aneurysm(?:al)?(?: dilatation)?|aort\w+(?: \w+){0,3}? (?:dilated|ectatic)"
+                        r"|dilat\w+(?: \w+){0,3}? aorta"),
     (K.STEATOSIS, r"steatosis|fatty (?:infiltration|liver|change)|steatotic"),
     (K.SPLENOMEGALY, r"splenomegaly|enlarged spleen|enlargement of the spleen|spleen(?: \w+){0,3}? enlarged"),
     (K.HYDRONEPHROSIS, r"(?:uretero)?hydronephrosis|dilated (?:renal )?(?:collecting system|pelvicalyceal system|renal pelvis)"
                        r"|dilat\w+ of the (?:\w+ ){0,2}(?:collecting system|renal pelvis)"
                        r"|collecting systems?(?: \w+){0,3}? dilated"),
     (K.ASCITES, r"ascit(?:es|ic fluid)|free (?:peritoneal |intraperitoneal |abdominal |pelvic )?fluid"),
-    (K.VERTEBRAL_FRACTURE, r"(?:compression |wedge |burst )?fractures?|wedge deformity|loss of (?:vertebral )?height|height loss"),
+    (K.VERTEBRAL_FRACTURE, r"(?:compression |wedge |burst )?fractures?|wedge deformity|loss of (?:vertebral )?height"
+                           r"|height loss"),
     (K.LYMPHADENOPATHY, r"(?:lymph)?adenopathy|enlarged (?:\w+ ){0,4}?nodes?|nodes?(?: \w+){0,3}? enlarged"),
     (K.EMPHYSEMA, r"emphysema(?:tous)?(?: changes?)?"),
     (K.ATELECTASIS, r"atelecta(?:sis|tic)(?: bands?)?"),
@@ -101,9 +103,15 @@ DENSITY = re.compile(r"\b(hypo|hyper)(?:dense|attenuating|vascular|enhancing)\b"
 DENIAL = re.compile(
     r"\b(?:no|not|without|absence of|absent|negative for|free of|rather than|nor|neither|never)\b|\b(?:is|are|was|were)n't\b"
 )
-DENIED_AFTER = re.compile(r"\b(?:(?:is|are) (?:not|absent)|not (?:seen|identified|present|demonstrated)|(?:ruled out|excluded))\b")
-CLAUSE_END = re.compile(r";|\bbut\b|\bhowever\b|\bexcept\b|\bwhile\b|\bwhereas\b|\bthere (?:is|are)\b|\bapart from\b|\bother than\b")
-HEADING = re.compile(r"^\s*(?:findings|impression|conclusion|chest|abdomen|pelvis|thorax)\s*:\s*", re.MULTILINE | re.IGNORECASE)
+DENIED_AFTER = re.compile(
+    r"\b(?:(?:is|are) (?:not|absent)|not (?:seen|identified|present|demonstrated)|(?:ruled out|excluded))\b"
+)
+CLAUSE_END = re.compile(
+    r";|\bbut\b|\bhowever\b|\bexcept\b|\bwhile\b|\bwhereas\b|\bthere (?:is|are)\b|\bapart from\b|\bother than\b"
+)
+HEADING = re.compile(
+    r"^\s*(?:findings|impression|conclusion|chest|abdomen|pelvis|thorax)\s*:\s*", re.MULTILINE | re.IGNORECASE
+)
 SENTENCE_END = re.compile(r"(?<!\d)\.(?!\d)|(?<=\d)\.(?=\s|$)|(?<=\D)\.(?=\d)|\n")
 BOUNDARY = re.compile(r", and |, with |, | and | with |; |: ")
 
@@ -146,7 +154,12 @@ def _merge(present: dict[tuple[FindingType, Side], Finding], new: Finding) -> No
     """Add a finding, or fill the gaps of the one that is meant."""
     same = [key for key in present if key[0] is new.kind]
     key = (new.kind, new.side)
-    if key not in present and new.kind in SIDED and same and (new.side is Side.NONE or present[same[0]].side is Side.NONE):
+    if (
+        key not in present
+        and new.kind in SIDED
+        and same
+        and (new.side is Side.NONE or present[same[0]].side is Side.NONE)
+    ):
         key = same[0]
     if key not in present:
         present[key] = new

@@ -48,7 +48,9 @@ def _ball(painting: Painting, case: Case, finding: Finding, rng: np.random.Gener
     if finding.kind in (K.HEPATIC_CYST, K.RENAL_CYST):
         return solid
     bump = {K.LUNG_MASS: 0.06, K.CONSOLIDATION: 0.14}.get(finding.kind, 0.04) * size
-    return Lobulated(solid, bump, max(0.55 * size, 8.0), _phase(rng))
+    # Bumps as wide as the lesion leave an irregular outline; narrow ones would make a cogwheel of a large one.
+    waves = 1.1 if finding.kind is K.CONSOLIDATION else 0.6
+    return Lobulated(solid, bump, max(waves * size, 8.0), _phase(rng))
 
 
 def _paint_ball(painting: Painting, case: Case, finding: Finding, rng: np.random.Generator) -> None:

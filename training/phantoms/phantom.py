@@ -56,8 +56,8 @@ def _slab(case: Case, first: int, count: int) -> tuple[NDArray[np.int16], Labels
     grid = case.scan.grid
     times = oversampling(grid)
     thin = grid.slice_mm / times
-    low = grid.origin[2] + first * grid.slice_mm - 0.5 * (times - 1) * thin
-    part = Grid(count * times, grid.rows, grid.columns, thin, grid.pixel_mm, (grid.origin[0], grid.origin[1], low))
+    lowest = (grid.origin[0], grid.origin[1], grid.origin[2] - 0.5 * (times - 1) * thin)
+    part = Grid(count * times, grid.rows, grid.columns, thin, grid.pixel_mm, lowest, first * times)
     canvas = Canvas(part, case.habitus.build)
     painting = Painting(canvas, case.body, case.habitus, case.tissue, case.seed)
     paint_anatomy(painting, case.liver_hu)

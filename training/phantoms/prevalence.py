@@ -24,7 +24,8 @@ SIDED = frozenset(
 WEIGHTS: dict[FindingType, float] = {
     **dict.fromkeys(FindingType, 1.0),
     K.LUNG_MASS: 1.3,
-    K.LUNG_NODULE: 1.2,
+    K.LUNG_NODULE: 1.1,
+    K.VERTEBRAL_FRACTURE: 0.8,
     K.LYTIC_LESION: 0.6,
     K.LYMPHADENOPATHY: 0.6,
     K.AORTIC_ANEURYSM: 0.8,

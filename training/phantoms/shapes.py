@@ -265,8 +265,8 @@ class Lobulated:
         """Distance moved by up to 1.5 times the bump."""
         k = 1.0 / self.wavelength_mm
         px, py, pz = self.phase
-        bumps = wave(x * k + px) * wave(y * k + py) + wave(y * k + pz) * wave(z * k + px)
-        fine = wave(x * (2.3 * k) + pz) * wave(z * (2.3 * k) + py)
+        bumps = wave(x * k + px) * wave((y + 0.4 * z) * k + py) + wave((y - 0.5 * x) * k + pz) * wave(z * k + px)
+        fine = wave(x * (2.3 * k) + y * (0.7 * k) + pz) * wave(z * (2.3 * k) - y * (1.1 * k) + py)
         return self.solid.distance(x, y, z) + self.bump_mm * (0.6 * bumps + 0.4 * fine)
 
 

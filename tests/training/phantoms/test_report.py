@@ -132,6 +132,15 @@ def test_a_denial_is_not_a_finding(sentence: str, denied: set[str]) -> None:
     assert {kind.value for kind in read.denied} == denied
 
 
+def test_words_in_any_order_are_read_without_an_error() -> None:
+    # A model that is still untrained writes like this.
+    words = report.write(draw_case(13, full=True)).split() + report.write(draw_case(4)).split()
+    for seed in range(60):
+        shuffled = " ".join(words[(seed * 31 + number * (7 + seed)) % len(words)] for number in range(80))
+        for finding in labeler.read(shuffled).findings:
+            assert finding.size_mm is None or finding.size_mm > 0
+
+
 def test_impression_fills_what_the_findings_left_out() -> None:
     read = labeler.read("FINDINGS:\nChest: There is a pleural effusion.\nIMPRESSION:\nLeft pleural effusion, 20 mm.")
     assert [plain(finding) for finding in read.findings] == [("pleural_effusion", "left", "", 20, "", "")]
