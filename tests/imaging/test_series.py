@@ -313,6 +313,21 @@ def test_two_overlapping_breath_holds_are_not_interleaved(a_study: Study) -> Non
     assert sorted(verdict.images for verdict in a_study.choose().verdicts) == [14, 14]
 
 
+def test_two_parts_of_the_body_far_apart_in_one_series_are_two_volumes(a_study: Study) -> None:
+    uid = a_study.add(AcquisitionNumber=1)
+    paths = synthetic.write(
+        Scan(corner=(-15.0, -16.0, -90.0), attributes={"AcquisitionNumber": 2, "SeriesNumber": 1}),
+        a_study.folder / "second",
+        {**a_study.uids, "series": uid},
+    )
+    a_study.headers.extend(map(read_header, paths))
+
+    assert sorted((verdict.part, verdict.chosen) for verdict in a_study.choose().verdicts) == [
+        ("part 1 (acquisition 1)", True),
+        ("part 2 (acquisition 2)", True),
+    ]
+
+
 def test_different_orientation_matrix_and_kernel_make_parts_of_a_series(a_study: Study) -> None:
     uid = a_study.add()
     for index, scan in enumerate(
