@@ -11,8 +11,8 @@ from tests.core.builders import arrival, uid
 from worker.core import arrivals, recorder, studies
 from worker.core.database import Database
 from worker.core.errors import DatabaseUnavailableError
-from worker.core.records import Disposition, Instance, Priority, Study, StudyStatus
 from worker.core.recorder import Recorder
+from worker.core.records import Disposition, Instance, Priority, Study, StudyStatus
 
 
 @pytest.fixture

@@ -22,9 +22,7 @@ def quiet_libraries() -> None:
 def settings(sqlite_template: Path, tmp_path: Path) -> Callable[..., Settings]:
     """Settings of a listener in the test's own folder, its database made; keywords change the DICOM part."""
 
-    def make(
-        *, store: StoreSettings | None = None, queue: QueueSettings | None = None, **dicom: Any
-    ) -> Settings:
+    def make(*, store: StoreSettings | None = None, queue: QueueSettings | None = None, **dicom: Any) -> Settings:
         home = tmp_path / "home"
         if not home.exists():
             home.mkdir()

@@ -73,10 +73,18 @@ def ct(study_uid: str = "", **changes: Any) -> FileDataset:
     return image
 
 
-def connect(port: int, objects: Iterable[Any] = (), *, called: str = "MU2", calling: str = "PACS", **options: Any) -> Association:
+def connect(
+    port: int,
+    objects: Iterable[Any] = (),
+    *,
+    called: str = "MU2",
+    calling: str = "PACS",
+    patience_seconds: float = 20,
+    **options: Any,
+) -> Association:
     """An association that proposes what `objects` need (data sets, files), or a CT image and an echo."""
     entity = AE(ae_title=calling)
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 20
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = patience_seconds
     pairs = {(str(CTImageStorage), str(ExplicitVRLittleEndian))}
     for item in objects:
         header = dcmread(item, stop_before_pixels=True, force=True) if isinstance(item, Path) else item

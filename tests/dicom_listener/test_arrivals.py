@@ -175,7 +175,13 @@ def test_rows_are_recovered_while_the_listener_runs_once_the_database_is_back(
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("20250304", date(2025, 3, 4)), ("1993.08.22", date(1993, 8, 22)), ("20251399", None), ("", None), ("x" * 8, None)],
+    [
+        ("20250304", date(2025, 3, 4)),
+        ("1993.08.22", date(1993, 8, 22)),
+        ("20251399", None),
+        ("", None),
+        ("x" * 8, None),
+    ],
 )
 def test_dates_are_read_or_left_out(value: str, expected: date | None) -> None:
     assert arrivals._date(value) == expected

@@ -33,7 +33,9 @@ def described() -> Dataset:
 
 
 def test_every_readable_object_is_read_as_pydicom_reads_it(odd: Path) -> None:
-    files = [p for p in sorted(odd.rglob("*.dcm")) if p.stem not in ("not_dicom", "ct_header_cut", "ct_undeclared_utf8")]
+    files = [
+        p for p in sorted(odd.rglob("*.dcm")) if p.stem not in ("not_dicom", "ct_header_cut", "ct_undeclared_utf8")
+    ]
     assert len(files) > 30
     for file in files:
         data = dcmread(file, stop_before_pixels=True)

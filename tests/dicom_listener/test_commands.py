@@ -5,7 +5,7 @@ from io import BytesIO
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage, N_EVENT_REPORT_RQ
+from pynetdicom.dimse_messages import C_STORE_RQ, N_EVENT_REPORT_RQ, DIMSEMessage
 from pynetdicom.dimse_primitives import C_STORE, N_EVENT_REPORT
 from pynetdicom.pdu_primitives import P_DATA
 
@@ -46,11 +46,16 @@ def test_response_is_what_pynetdicom_expects(status: Status) -> None:
     assert isinstance(primitive, C_STORE)
     assert (primitive.Status, primitive.MessageIDBeingRespondedTo) == (status, 7)
     assert (primitive.AffectedSOPClassUID, primitive.AffectedSOPInstanceUID) == (REQUEST.class_uid, "1.2.3")
-    assert message.command_set.CommandGroupLength == len(commands.encode_response(REQUEST, status, COMMENTS.get(status, ""))) - 12
+    assert (
+        message.command_set.CommandGroupLength
+        == len(commands.encode_response(REQUEST, status, COMMENTS.get(status, ""))) - 12
+    )
 
 
 def test_event_report_request_is_what_pynetdicom_expects() -> None:
-    primitive = read_by_pynetdicom(commands.encode_event_report(9, "1.2.840.10008.1.20.1", "1.2", 2)).message_to_primitive()
+    primitive = read_by_pynetdicom(
+        commands.encode_event_report(9, "1.2.840.10008.1.20.1", "1.2", 2)
+    ).message_to_primitive()
     assert isinstance(primitive, N_EVENT_REPORT)
     assert (primitive.MessageID, primitive.EventTypeID, primitive.AffectedSOPInstanceUID) == (9, 2, "1.2")
     assert N_EVENT_REPORT_RQ

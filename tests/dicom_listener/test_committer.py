@@ -16,8 +16,8 @@ from tests.core.builders import arrival, uid
 from worker.core.arrivals import Arrival, Recorded
 from worker.core.database import Database
 from worker.core.errors import DatabaseUnavailableError, Mu2Error
-from worker.core.records import Disposition
 from worker.core.recorder import Recorder
+from worker.core.records import Disposition
 
 
 class Bench:

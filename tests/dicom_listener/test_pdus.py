@@ -33,7 +33,11 @@ def test_fragments_of_several_pdvs_come_in_order(pair: Pair) -> None:
     body = pdv(1, 0, b"abc") + pdv(3, 2, b"") + pdv(5, 3, b"xyz")
     theirs.sendall(struct.pack(">BxI", 4, len(body)) + body)
     _, length = stream.header()
-    assert [(c, k, bytes(p)) for c, k, p in stream.fragments(length, 1000)] == [(1, 0, b"abc"), (3, 2, b""), (5, 3, b"xyz")]
+    assert [(c, k, bytes(p)) for c, k, p in stream.fragments(length, 1000)] == [
+        (1, 0, b"abc"),
+        (3, 2, b""),
+        (5, 3, b"xyz"),
+    ]
 
 
 def test_fragment_larger_than_the_buffer_comes_in_pieces_and_only_the_last_says_so(pair: Pair) -> None:
@@ -71,7 +75,13 @@ def test_fragment_larger_than_the_buffer_comes_in_pieces_and_only_the_last_says_
         (3, b"abc"),
         (8, pdv(1, 0, b"") + b"xy"),
     ],
-    ids=["four gigabytes", "PDV longer than its PDU", "PDV shorter than its header", "no PDV", "rest behind the last PDV"],
+    ids=[
+        "four gigabytes",
+        "PDV longer than its PDU",
+        "PDV shorter than its header",
+        "no PDV",
+        "rest behind the last PDV",
+    ],
 )
 def test_length_that_cannot_be_is_a_protocol_error(pair: Pair, length: int, body: bytes) -> None:
     theirs, stream = pair

@@ -1,0 +1,202 @@
+"""The listener's process: killed, stopped, and watched by a trace of its system calls."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from pydicom.uid import generate_uid
+
+from dicom_listener.statuses import Status
+from tests.dicom_listener.process import ROOT, ListenerProcess, with_ports
+from tests.dicom_listener.sending import RawPeer, connect, ct, eventually, send
+from tests.dicom_listener.test_hostile_peers import store_command
+from worker.core.database import Database
+from worker.core.recorder import Recorder
+from worker.core.records import Instance
+from worker.core.settings import Settings
+from worker.services import environment
+
+
+@pytest.fixture
+def begin(settings: Callable[..., Settings], tmp_path: Path) -> Iterator[Callable[..., ListenerProcess]]:
+    """Starts listener processes and ends what is left of them."""
+    started: list[ListenerProcess] = []
+    fixed: list[Settings] = []
+
+    def launch(wrapper: list[str] | None = None, **changes: Any) -> ListenerProcess:
+        if not fixed:
+            fixed.append(with_ports(settings(**changes)))
+        started.append(ListenerProcess(fixed[0], tmp_path / "listener.log", wrapper or ()))
+        return started[-1]
+
+    yield launch
+    for one in started:
+        if one.process.poll() is None:
+            one.kill()
+        one.database.close()
+
+
+def stored(listener: ListenerProcess) -> dict[str, Path]:
+    """Path of each kept instance by its UID, from the rows."""
+    with listener.database.read() as session:
+        rows = session.execute(sa.select(Instance.sop_instance_uid, Instance.path)).all()
+    return {uid: listener.settings.store_root / path for uid, path in rows}
+
+
+def test_acknowledged_instances_survive_kill_nine_in_the_middle_of_an_association(
+    begin: Callable[..., ListenerProcess],
+) -> None:
+    listener = begin(quiet_seconds=2.0)
+    acknowledged: dict[str, bytes] = {}
+    study = generate_uid()
+
+    def deliver() -> None:
+        association = connect(listener.port, patience_seconds=3)
+        while association.is_established:
+            image = ct(study)
+            status = association.send_c_store(image)
+            if status.get("Status") == 0:
+                acknowledged[image.SOPInstanceUID] = image.PixelData
+
+    sender = threading.Thread(target=deliver)
+    sender.start()
+    eventually(lambda: len(acknowledged) >= 20)
+    listener.kill()
+    sender.join(20)
+    again = begin()
+    eventually(lambda: acknowledged.keys() <= stored(again).keys())
+    files = stored(again)
+    assert all(pixels in files[uid].read_bytes() for uid, pixels in acknowledged.items())
+    assert again.stop() == 0
+
+
+def test_sigterm_lets_the_message_under_way_finish_and_aborts_the_rest(begin: Callable[..., ListenerProcess]) -> None:
+    listener = begin()
+    idle = connect(listener.port)
+    with RawPeer(listener.port) as busy:
+        busy.socket.sendall(store_command() + bytes.fromhex("0400000000080000000401004f4b"))
+        time.sleep(0.3)
+        listener.process.terminate()
+        eventually(lambda: idle.is_aborted)
+        busy.socket.sendall(bytes.fromhex("0400000000080000000401024f4b"))
+        kind, body = busy.read_pdu()
+        assert kind == 4
+        assert (
+            int(Status.CANNOT_UNDERSTAND).to_bytes(2, "little") in body
+        )  # two bytes of text are no CT, and it says so
+        assert busy.read_pdu()[0] == 7
+    assert listener.process.wait(15) == 0
+
+
+def test_order_is_file_folder_commit_answer(begin: Callable[..., ListenerProcess], tmp_path: Path) -> None:
+    if not shutil.which("strace"):
+        pytest.skip("strace is not installed (Debian package strace)")
+    trace = tmp_path / "trace"
+    calls = "trace=openat,write,writev,pwrite64,fsync,fdatasync,rename,sendto,close,mkdir"
+    listener = begin(wrapper=["strace", "-f", "-y", "-e", calls, "-o", str(trace)])
+    assert send(listener.port, [ct(), ct()]) == [Status.SUCCESS] * 2
+    subprocess.run(["pkill", "-TERM", "-P", str(listener.process.pid)], check=True)
+    listener.process.wait(30)
+    traced = _steps(trace.read_text())
+    assert len(traced) == 2
+    for name, steps in traced.items():
+        assert steps == ["write", "fsync file", "rename", "fsync folder", "write rows", "fsync rows", "answer"], name
+
+
+def _steps(trace: str) -> dict[str, list[str]]:
+    """What happened to each instance, in order and without repetition, by its incoming file's name."""
+    found: dict[str, list[str]] = {}
+    current = ""
+    for line in trace.splitlines():
+        if "resumed>" in line:
+            continue
+        part = re.search(r"/(\w+\.part)", line)
+        step = ""
+        if part and re.search(r"\bwritev?\(", line):
+            current, step = part[1], "write"
+        elif part and "fsync(" in line:
+            step = "fsync file"
+        elif "rename(" in line:
+            step = "rename"
+        elif re.search(r"fsync\(\d+</.*/instances/..?/\w+>", line):
+            step = "fsync folder"
+        elif "pwrite64" in line and "-wal>" in line:
+            step = "write rows"
+        elif re.search(r"f(data)?sync\(\d+</.*-wal>", line):
+            step = "fsync rows"
+        elif "sendto(" in line and current and re.search(r"sendto\(\d+<(TCP|socket)", line) and '"\\4\\0' in line:
+            step = "answer"
+        if step and current:
+            steps = found.setdefault(current, [])
+            if not steps or (steps[-1] != step and steps[-1] != "answer"):
+                steps.append(step)
+            if steps[-2:] == steps[-4:-2]:  # a new write-ahead log syncs its header on its own
+                del steps[-2:]
+    return found
+
+
+def test_sqlite_syncs_at_every_commit(settings: Callable[..., Settings]) -> None:
+    database = Database.from_settings(settings())
+    recorder = Recorder(database)
+    recorder._connection = database.engine.raw_connection()
+    cursor = recorder._connection.cursor()
+    cursor.execute("PRAGMA synchronous")
+    assert cursor.fetchone() == (2,)
+    recorder.close()
+    database.close()
+
+
+def test_health_and_metrics_are_served_and_name_no_patient(begin: Callable[..., ListenerProcess]) -> None:
+    listener = begin()
+    send(listener.port, [ct(PatientName="CANARY^ZEBRA", PatientID="CANARY-7", AccessionNumber="CANARY-A")])
+    base = f"http://127.0.0.1:{listener.settings.dicom.metrics_port}"
+
+    def ready() -> bool:
+        try:
+            with urllib.request.urlopen(f"{base}/readyz", timeout=5) as answer:
+                return all(json.load(answer).values())
+        except urllib.error.HTTPError:
+            return False
+
+    eventually(ready)
+    with urllib.request.urlopen(f"{base}/metrics", timeout=5) as answer:
+        metrics = answer.read().decode()
+    assert 'mu2_dicom_instances_total{status="success"} 1.0' in metrics
+    assert listener.stop() == 0
+    assert "CANARY" not in metrics + listener.log.read_text()
+    assert "listener_stopped" in listener.log.read_text()
+
+
+def test_port_that_is_taken_is_a_clear_error(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        taken = settings(port=holder.getsockname()[1])
+        ended = subprocess.run(
+            [sys.executable, "-m", "dicom_listener"],
+            env={**environment(taken), "PYTHONPATH": str(ROOT)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert "set MU2_DICOM__PORT" in ended.stderr
+
+
+def test_nothing_on_the_listeners_path_imports_torch() -> None:
+    code = "import sys, dicom_listener.__main__; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
