@@ -1,9 +1,12 @@
-"""Real series, unpacked once."""
+"""Real series, unpacked once, and an empty study to add series to."""
 
 import tarfile
 from pathlib import Path
 
 import pytest
+
+from tests.imaging import synthetic
+from tests.imaging.studies import Study
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +28,9 @@ def real_series(ct_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def files_of(folder: Path) -> list[Path]:
     """Every file below a folder."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def a_study(tmp_path: Path) -> Study:
+    """A study without series yet."""
+    return Study(tmp_path, synthetic.new_uids(), [], [])

@@ -1,0 +1,116 @@
+"""What makes one stack and what makes several."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from tests.imaging import synthetic
+from tests.imaging.studies import RULES, Study
+from tests.imaging.synthetic import Scan
+from worker.imaging import series
+from worker.imaging.headers import read_header
+
+
+def test_two_phases_in_one_series_are_two_parts_and_one_is_chosen(a_study: Study) -> None:
+    uid = a_study.add(AcquisitionNumber=1, AcquisitionTime="120000")
+    first = [header.sop_instance_uid for header in a_study.headers]
+    synthetic.write(
+        Scan(attributes={"AcquisitionNumber": 2, "AcquisitionTime": "120100", "SeriesNumber": 1}),
+        a_study.folder / "late",
+        {**a_study.uids, "series": uid},
+    )
+    a_study.headers.extend(read_header(path) for path in sorted((a_study.folder / "late").iterdir()))
+    choice = a_study.choose()
+
+    assert [(verdict.part, verdict.chosen) for verdict in choice.verdicts] == [
+        ("part 1 (acquisition 1)", False),
+        ("part 2 (acquisition 2)", True),
+    ]
+    assert len(choice.selected) == 1
+    assert not {piece.sop_instance_uid for piece in choice.selected[0].slices} & set(first)
+
+
+def test_acquisitions_that_only_count_rotations_stay_one_volume(a_study: Study) -> None:
+    scan, uids = Scan(), {**a_study.uids, "series": synthetic.generate_uid()}
+    for number, depth in enumerate(scan.depths):
+        ds = synthetic.dataset(scan, depth, uids, number)
+        ds.AcquisitionNumber = number // 2
+        a_study.headers.append(read_header(synthetic.save(ds, a_study.folder / str(number), scan.syntax)))
+
+    assert [len(stack.slices) for stack in a_study.choose().selected] == [14]
+
+
+def test_two_overlapping_breath_holds_are_not_interleaved(a_study: Study) -> None:
+    uid = a_study.add(AcquisitionNumber=1)
+    paths = synthetic.write(
+        Scan(corner=(-15.0, -16.0, -4.0), attributes={"AcquisitionNumber": 2, "SeriesNumber": 1}),
+        a_study.folder / "second",
+        {**a_study.uids, "series": uid},
+    )
+    a_study.headers.extend(map(read_header, paths))
+
+    assert sorted(verdict.images for verdict in a_study.choose().verdicts) == [14, 14]
+
+
+def test_two_parts_of_the_body_far_apart_in_one_series_are_two_volumes(a_study: Study) -> None:
+    uid = a_study.add(AcquisitionNumber=1)
+    paths = synthetic.write(
+        Scan(corner=(-15.0, -16.0, -90.0), attributes={"AcquisitionNumber": 2, "SeriesNumber": 1}),
+        a_study.folder / "second",
+        {**a_study.uids, "series": uid},
+    )
+    a_study.headers.extend(map(read_header, paths))
+
+    assert sorted((verdict.part, verdict.chosen) for verdict in a_study.choose().verdicts) == [
+        ("part 1 (acquisition 1)", True),
+        ("part 2 (acquisition 2)", True),
+    ]
+
+
+def test_different_orientation_matrix_and_kernel_make_parts_of_a_series(a_study: Study) -> None:
+    uid = a_study.add()
+    for index, scan in enumerate(
+        (
+            Scan(rows=18),
+            Scan(column_axis=(1, 0, 0), row_axis=(0, 0, -1)),
+            Scan(attributes={"ConvolutionKernel": "BONE"}),
+        )
+    ):
+        own = replace(scan, attributes={"SeriesNumber": 1, **scan.attributes})
+        paths = synthetic.write(own, a_study.folder / f"more{index}", {**a_study.uids, "series": uid})
+        a_study.headers.extend(map(read_header, paths))
+    choice = a_study.choose()
+
+    assert [verdict.part for verdict in choice.verdicts] == ["part 1", "part 2", "part 3", "part 4"]
+    assert [verdict.images for verdict in choice.verdicts] == [14] * 4
+
+
+def test_a_second_image_type_of_the_same_kind_does_not_split_a_series(a_study: Study) -> None:
+    scan, uids = Scan(), {**a_study.uids, "series": synthetic.generate_uid()}
+    for number, depth in enumerate(scan.depths):
+        ds = synthetic.dataset(scan, depth, uids, number)
+        ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"] + ["ADD"] * (number % 2)
+        a_study.headers.append(read_header(synthetic.save(ds, a_study.folder / str(number), scan.syntax)))
+
+    assert [len(stack.slices) for stack in a_study.choose().selected] == [14]
+
+
+def test_objects_without_uids_are_grouped_by_what_they_have(a_study: Study) -> None:
+    a_study.add(SeriesInstanceUID="", StudyInstanceUID="", SeriesDescription="CHEST A")
+    a_study.add(SeriesInstanceUID="", StudyInstanceUID="", SeriesDescription="CHEST B")
+    choice = a_study.choose()
+
+    assert [verdict.images for verdict in choice.verdicts] == [14, 14]
+    assert len(choice.selected) == 1
+
+
+def test_phases_of_a_multi_frame_object_are_told_apart_by_their_temporal_position(tmp_path: Path) -> None:
+    scan = Scan(depths=tuple(2.5 * (index % 14) for index in range(28)))
+    ds = synthetic.multiframe(scan)
+    for index, frame in enumerate(ds.PerFrameFunctionalGroupsSequence):
+        frame.FrameContentSequence[0].TemporalPositionIndex = 1 + index // 14
+    header = read_header(synthetic.save(ds, tmp_path / "phases", synthetic.ExplicitVRLittleEndian))
+
+    assert [(verdict.part, verdict.images) for verdict in series.choose([header], RULES).verdicts] == [
+        ("part 1 (temporal position 1)", 14),
+        ("part 2 (temporal position 2)", 14),
+    ]
