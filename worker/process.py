@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import structlog
-from celery import bootsteps
+from celery import bootsteps, signals
 from sqlalchemy.orm import Session
 
 from worker import queues
@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 RECORD_SECONDS = 2.0  # one try to record a result; tried again until the worker halts
 LOOK_SECONDS = 0.05
+HALT_SECONDS = 5.0  # for giving a study back, or ending a preparation, once the process halts
 DEAF_SECONDS = 60.0  # work is due and nothing was claimed for this long: not ready
 
 
@@ -169,18 +170,27 @@ class WorkerProcess:
     def _leave(self) -> None:
         if not self.stopping.is_set():
             log.critical("worker_leaves", worker=self.name)
-            self.stopping.set()
             os.kill(os.getpid(), signal.SIGTERM)
+
+    def begin_stop(self, seconds: float) -> None:
+        """No new work from here on; what is under way has this long. A shorter time later shortens it.
+
+        The time runs in a thread of its own, because Celery's cold shutdown holds the main thread until the pool is idle.
+        """
+        self.stopping.set()
+        timer = threading.Timer(seconds, self.halting.set)
+        timer.daemon = True
+        timer.start()
 
     def stop(self) -> None:
         """Ends the process's work in order; returns when every thread of ours is idle or its time is over."""
-        self.stopping.set()
+        self.begin_stop(self.settings.worker.stop_seconds)
         self._sweeper.close()
-        patience = time.monotonic() + self.settings.worker.stop_seconds
-        while self._is_busy() and time.monotonic() < patience and not self.halting.is_set():
-            time.sleep(LOOK_SECONDS)
+        while self._is_busy() and not self.halting.wait(LOOK_SECONDS):
+            pass
         self.halting.set()
-        while self._is_busy() and time.monotonic() < patience + RECORD_SECONDS:
+        limit = time.monotonic() + HALT_SECONDS
+        while self._is_busy() and time.monotonic() < limit:
             time.sleep(LOOK_SECONDS)
         self.senders.close(self.settings.worker.stop_seconds)
         self.heart.close()
@@ -259,12 +269,13 @@ class Lifecycle(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, parent: Any) -> None:
         """Makes and starts the process's parts; an error here ends the worker with a message."""
         serves = set(parent.app.amqp.queues.consume_from)
-        self.process = WorkerProcess(
-            settings.current(), serves, parent.concurrency, queues.Doorbell(queues.new_app(settings.current()))
-        )
+        doorbell = queues.Doorbell(queues.new_app(settings.current()))
+        self.process = WorkerProcess(settings.current(), serves, parent.concurrency, doorbell)
         threading.excepthook = self.process.on_thread_died
         self.process.start()
         _current[:] = [self.process]
+        signals.worker_shutting_down.connect(self._on_shutting_down)
+        self._celerys_sigquit = signal.signal(signal.SIGQUIT, self._on_sigquit)
 
     def close(self, parent: Any) -> None:
         """No new work from here on."""
@@ -272,12 +283,24 @@ class Lifecycle(bootsteps.StartStopStep):  # type: ignore[misc]
             self.process.stopping.set()
 
     def stop(self, parent: Any) -> None:
-        """The warm end."""
+        """Ends the process's parts, with patience for what is under way."""
         if self.process is not None:
             self.process.stop()
 
     def terminate(self, parent: Any) -> None:
-        """The cold end: drafts under way are given back at once."""
+        """Ends the process's parts; drafts under way are given back at once."""
         if self.process is not None:
-            self.process.halting.set()
+            self.process.begin_stop(0)
             self.process.stop()
+
+    def _on_shutting_down(self, **_: Any) -> None:
+        """SIGTERM or Ctrl-C: heard here before Celery's loop comes round."""
+        if self.process is not None:
+            self.process.begin_stop(self.process.settings.worker.stop_seconds)
+
+    def _on_sigquit(self, number: int, frame: Any) -> None:
+        """Cold shutdown: Celery's handler waits for the pool, which would work on for ever without this."""
+        if self.process is not None:
+            self.process.begin_stop(0)
+        if callable(self._celerys_sigquit):
+            self._celerys_sigquit(number, frame)

@@ -28,7 +28,7 @@ from worker.broker import EmbeddedBroker
 from worker.core import arrivals, settings, studies
 from worker.core.arrivals import Arrival
 from worker.core.database import Database
-from worker.core.records import Instance, Message, Priority, Study, StudyStatus
+from worker.core.records import Base, Instance, Message, Priority, Study, StudyStatus
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CANARY = "Canarynova"
@@ -238,6 +238,11 @@ class Site:
             studies.get(session, study_id).due_at = None
 
         self.database.run(due_now)
+
+    def count(self, table: type[Base], *where: Any) -> int:
+        """How many rows of a table there are."""
+        with self.database.read() as session:
+            return session.scalar(sa.select(sa.func.count()).select_from(table).where(*where)) or 0
 
     def owns(self, study_id: str, path: Path) -> bool:
         """Whether a file of the store belongs to a study."""

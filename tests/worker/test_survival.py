@@ -1,5 +1,6 @@
 """What the worker survives, with real processes that are really killed."""
 
+import signal
 import time
 from collections import Counter
 
@@ -153,6 +154,19 @@ def test_stopped_worker_ends_what_it_has_in_hand_and_leaves_the_rest(site: Site)
     held = [site.study(study_id).lease_token for study_id in study_ids]
     assert held == [None, None, None]
     assert AttemptOutcome.RUNNING not in attempt_outcomes(site, Stage.PREPARE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_busy_worker_obeys_every_signal_to_stop(site: Site, number: signal.Signals) -> None:
+    for _ in range(40):
+        site.add_study()
+    worker = site.start_worker("-Q", "prepare", ready=False)
+    wait_for(lambda: site.rows(Attempt))
+    worker.process.send_signal(number)
+    worker.process.wait(timeout=15)
+    assert worker.events("worker_stopped")
+    assert AttemptOutcome.RUNNING not in attempt_outcomes(site, Stage.PREPARE)
+    assert len(site.rows(Attempt)) < 40
 
 
 def test_worker_refuses_to_start_on_a_database_that_is_not_migrated(site: Site) -> None:
