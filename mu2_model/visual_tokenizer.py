@@ -139,7 +139,8 @@ class TokenSelection(nn.Module):
         self.score = ScaledLinear(width, self.count if self.soft else 1, config.score_gain)
         self.initial_temperature = config.selection_temperature
         if self.soft and config.learnable_temperature:
-            self.log_temperature = nn.Parameter(torch.tensor(math.log(config.selection_temperature)))
+            # One value, not a scalar: FSDP2 spreads no scalar parameter.
+            self.log_temperature = nn.Parameter(torch.full((1,), math.log(config.selection_temperature)))
 
     def temperature(self) -> Tensor | float:
         """τ, learned or fixed."""
