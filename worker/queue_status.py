@@ -65,9 +65,8 @@ class QueueStatus:
 def read(settings: Settings, database: Database) -> QueueStatus:
     """Reads rows and broker; raises `DatabaseUnavailableError`, while an absent broker is part of the answer."""
     with database.read() as session:
-        by_status = dict(
-            session.execute(sa.select(Study.status, sa.func.count()).group_by(Study.status)).tuples().all()
-        )
+        counted = session.execute(sa.select(Study.status, sa.func.count()).group_by(Study.status))
+        by_status = {status: count for status, count in counted}
         return QueueStatus(
             studies={status.value: by_status.get(status, 0) for status in StudyStatus},
             due=[_due(session, stage) for stage in Stage],

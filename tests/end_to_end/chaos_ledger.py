@@ -77,7 +77,7 @@ def examine(
         if study.whole:
             _draft(session, study, verdict)
     _messages(session, accepted, verdict)
-    outcomes = session.execute(sa.select(Attempt.outcome, sa.func.count()).group_by(Attempt.outcome)).tuples()
+    outcomes = session.execute(sa.select(Attempt.outcome, sa.func.count()).group_by(Attempt.outcome))
     verdict.counts.update({f"attempts {outcome}": count for outcome, count in outcomes})
     verdict.counts["leases lost by kills"] = verdict.counts[f"attempts {AttemptOutcome.LOST}"]
     verdict.counts["audit events"] = audit.verify(session).events

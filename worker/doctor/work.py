@@ -70,8 +70,8 @@ def model(settings: Settings) -> Iterator[Check]:
     if find_spec("torch") is None:
         yield ok("model", "torch is not installed here: this machine drafts nothing")
         return
-    yield _device(chosen)
     yield _checkpoint(chosen)
+    yield _device(chosen)
 
 
 def _alive(status: QueueStatus) -> Check:
@@ -120,9 +120,6 @@ def _device(chosen: ModelSettings) -> Check:
 
 
 def _checkpoint(chosen: ModelSettings) -> Check:
-    from mu2_model.drafter import hash_weights
-    from mu2_model.errors import CheckpointError
-
     if chosen.path is None:
         advice = "set MU2_MODEL__PATH to a checkpoint before any use"
         return warn("model", "no checkpoint is set: drafts come from random weights and say so", advice)
@@ -130,6 +127,9 @@ def _checkpoint(chosen: ModelSettings) -> Check:
         return fail(
             "model", f"{chosen.path} holds no checkpoint", "set MU2_MODEL__PATH to a folder of `mu2 model convert`"
         )
+    from mu2_model.drafter import hash_weights
+    from mu2_model.errors import CheckpointError
+
     try:
         return ok("model", f"{chosen.path.name}, weights {hash_weights(chosen.path)[:12]}")
     except (CheckpointError, OSError) as error:

@@ -1,0 +1,76 @@
+"""`mu2 message` on a real outbox."""
+
+import sqlalchemy as sa
+
+from tests.cli.conftest import Terminal
+from tests.core import builders
+from worker.core import outbox
+from worker.core.errors import DeliveryRefusedError, NotFoundError, StateError
+from worker.core.records import AuditEvent, Message, MessageState, ReportVersion
+from worker.results import hl7
+
+
+def message(terminal: Terminal, *, refused: bool = False) -> int:
+    """The number of a draft's message, refused by its receiver if wanted."""
+    version_id = builders.drafted(terminal.database, patient_name="CANARY^ADA", patient_identifier="MRN-77")
+    with terminal.database.write() as session:
+        row = outbox.enqueue(session, session.get_one(ReportVersion, version_id), [builders.destination()], hl7.write)[
+            0
+        ]
+        if refused:
+            claimed = outbox.claim(session, "ris", 60)
+            assert claimed is not None
+            error = DeliveryRefusedError("the receiver rejected the message (AR)", "AR")
+            outbox.refuse(session, claimed, error, "AR", "no such patient CANARY")
+        return row.id
+
+
+def audited(terminal: Terminal) -> list[str]:
+    with terminal.database.read() as session:
+        return list(session.scalars(sa.select(AuditEvent.action)))
+
+
+def test_list_shows_no_content(terminal: Terminal) -> None:
+    number = message(terminal, refused=True)
+    line = terminal.data("message", "list")[0]
+    assert (line["number"], line["state"], line["acknowledgement"]) == (number, "refused", "AR")
+    assert "CANARY" not in terminal.run("message", "list", "--json").output + terminal.run("message", "list").output
+    assert audited(terminal) == []
+
+
+def test_list_by_state_and_destination(terminal: Terminal) -> None:
+    message(terminal)
+    assert len(terminal.data("message", "list", "--state", "pending", "--destination", "ris")) == 1
+    assert terminal.data("message", "list", "--destination", "ehr") == []
+    assert terminal.run("message", "list", "--state", "lost").exit_code == 2
+
+
+def test_show_is_readable_and_audited(terminal: Terminal) -> None:
+    number = message(terminal, refused=True)
+    shown = terminal.run("message", "show", str(number)).stdout
+    assert "Patient name" in shown and "CANARY^ADA" in shown and "no such patient CANARY" in shown
+    assert audited(terminal) == ["message_shown"]
+
+
+def test_show_raw_is_the_very_bytes(terminal: Terminal) -> None:
+    number = message(terminal)
+    with terminal.database.read() as session:
+        payload = session.get_one(Message, number).payload
+    assert terminal.run("message", "show", str(number), "--raw").stdout_bytes == payload
+
+
+def test_resend_makes_a_refused_message_due_again_under_its_control_id(terminal: Terminal) -> None:
+    number = message(terminal, refused=True)
+    before = terminal.data("message", "list")[0]["control_id"]
+    assert terminal.data("message", "resend", str(number))["control_id"] == before
+    assert terminal.data("message", "list")[0]["state"] == MessageState.PENDING
+    assert audited(terminal) == ["resend"]
+
+
+def test_resend_of_a_message_on_its_way_is_refused(terminal: Terminal) -> None:
+    error = terminal.run("message", "resend", str(message(terminal))).exception
+    assert isinstance(error, StateError) and "only parked and refused" in str(error)
+
+
+def test_an_unknown_message_is_one_sentence(terminal: Terminal) -> None:
+    assert isinstance(terminal.run("message", "show", "99").exception, NotFoundError)
