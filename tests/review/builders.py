@@ -58,7 +58,12 @@ class Department:
             )
 
     def drafted(
-        self, *, sentences: tuple[Sentence, ...] = SENTENCES, slices: int = 24, evidence: bool = False, **changes: object
+        self,
+        *,
+        sentences: tuple[Sentence, ...] = SENTENCES,
+        slices: int = 24,
+        evidence: bool = False,
+        **changes: object,
     ) -> str:
         """The id of a study with a draft and its volume."""
         completed(self.database, **{"patient_name": "DOE^JANE", **changes})
@@ -162,5 +167,3 @@ def served(app: FastAPI) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(timeout=15)
-
-

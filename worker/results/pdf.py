@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fpdf import FPDF
 from fpdf.enums import XPos, YPos
+from fpdf.fonts import TTFFont
 
 from worker.core.report import Report, ReportState, Section, section_lines
 
@@ -132,7 +133,9 @@ class _Page(FPDF):
             self._line(f"Reason: {report.reason}")
 
     def _line(self, text: str, height: float = LINE_MM) -> None:
-        text = "".join(c if ord(c) in self.current_font.cmap else MISSING for c in text)
+        font = self.current_font
+        if isinstance(font, TTFFont):
+            text = "".join(c if ord(c) in font.cmap else MISSING for c in text)
         self.multi_cell(0, height, text, align="L", new_x=XPos.LMARGIN, new_y=YPos.NEXT)
 
 

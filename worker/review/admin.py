@@ -32,7 +32,7 @@ def show_queue(found: OfficeOf, login: AdminLogin) -> Response:
 
 def _queue_page(found: Office, login: Login, problem: str = "", status: int = 200) -> Response:
     with found.database.read() as session:
-        counts = dict(session.execute(sa.select(Study.status, sa.func.count()).group_by(Study.status)).tuples().all())
+        counts = dict(session.execute(sa.select(Study.status, sa.func.count()).group_by(Study.status)).all())
         due = {stage.value: studies.due_count(session, stage) for stage in Stage}
         refused = worklist.many(session, statuses=[StudyStatus.FAILED, StudyStatus.SKIPPED], limit=MOST_LINES)
         beats = session.scalars(sa.select(Heartbeat).order_by(Heartbeat.beat_at.desc()).limit(50)).all()

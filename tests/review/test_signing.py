@@ -1,0 +1,413 @@
+"""The acts of a radiologist: what each leaves, needs and writes; and that nothing signs but a person."""
+
+import contextlib
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from sqlalchemy.exc import DBAPIError
+
+from tests.core.builders import claimed, destination, draft, render
+from tests.review.builders import PASSWORD, SENTENCES, department
+from worker.core import accounts, audit, editing, reports, signing, studies
+from worker.core.database import Database
+from worker.core.editing import Reader
+from worker.core.errors import AccessError, Mu2Error, ReportError, SignatureError, StateError
+from worker.core.records import Message, Report, ReportVersion, Role, Signature, Stage, User, new_id
+from worker.core.report import SIGNED_STATES, Assessment, ReportState, Section, Sentence, canonical_text, text_sha256
+from worker.core.review_records import Authentication, AuthenticationMethod, WorkingCopy
+from worker.core.signing import Desk
+
+DESK = Desk(destinations=(destination(preliminary=True),), render=render)
+
+
+class Ward:
+    """One drafted report and the people around it."""
+
+    def __init__(self, database: Database, folder: Path, sentences: tuple[Sentence, ...] = SENTENCES) -> None:
+        self.database = database
+        self.there = department(database, folder)
+        self.study_id = self.there.drafted(sentences=sentences, slices=2)
+        self.users = {role: self.there.user(role.value, role) for role in Role}
+        with database.read() as session:
+            self.report_id = session.scalars(sa.select(Report.id)).one()
+
+    def reader(self, role: Role = Role.RADIOLOGIST) -> Reader:
+        return Reader(self.users[role].id)
+
+    def proof(self, role: Role = Role.RADIOLOGIST, **changes: Any) -> str:
+        """A fresh proof of identity."""
+        with self.database.write() as session:
+            row = Authentication(
+                id=new_id(),
+                **{
+                    "user_id": self.users[role].id,
+                    "method": AuthenticationMethod.PASSWORD,
+                    "at": studies.now(),
+                    **changes,
+                },
+            )
+            session.add(row)
+            session.flush()
+            return row.id
+
+    def judge_all(self, assessment: Assessment = Assessment.ACCEPTED) -> int:
+        """Judges every sentence; returns the copy's revision."""
+        with self.database.write() as session:
+            copy = editing.open_copy(session, self.report_id, self.reader())
+            for row in list(copy.sentences):
+                editing.change(session, row.id, self.reader(), revision=row.revision, assessment=assessment)
+            return copy.revision
+
+    def do(self, act: Any, *arguments: Any, desk: Desk = DESK, role: Role = Role.RADIOLOGIST, **named: Any) -> Any:
+        """One act in one transaction."""
+        with self.database.write() as session:
+            return act(session, self.report_id, self.reader(role), desk, *arguments, **named)
+
+    def signed(self) -> None:
+        self.do(signing.sign, revision=self.judge_all(), authentication_id=self.proof())
+
+    def state(self) -> ReportState:
+        with self.database.read() as session:
+            return session.get_one(Report, self.report_id).state
+
+    def messages(self) -> list[tuple[str, bool]]:
+        with self.database.read() as session:
+            rows = session.scalars(sa.select(Message).order_by(Message.id)).all()
+            return [(row.result_status, row.signature_version_id is not None) for row in rows]
+
+
+@pytest.fixture
+def ward(database: Database, tmp_path: Path) -> Ward:
+    """On SQLite and on PostgreSQL."""
+    return Ward(database, tmp_path)
+
+
+@pytest.fixture
+def desk_ward(sqlite_database: Database, tmp_path: Path) -> Ward:
+    """On SQLite, where the database makes no difference."""
+    return Ward(sqlite_database, tmp_path)
+
+
+def test_signing_makes_a_final_version_its_signature_and_one_message_in_one_transaction(ward: Ward) -> None:
+    ward.signed()
+    assert ward.state() is ReportState.FINAL
+    assert ward.messages() == [("F", True)]
+    with ward.database.read() as session:
+        version = editing.of_record(session, ward.report_id)
+        text = canonical_text(map(reports.to_sentence, version.sentences))
+        assert version.signature is not None
+        assert version.signature.text_sha256 == text_sha256(text)
+        assert audit.verify(session).events > 0
+        assert session.scalars(sa.select(WorkingCopy.closed_at)).one() is not None
+
+
+def test_database_refuses_a_signature_without_a_proof_of_the_signer(ward: Ward) -> None:
+    with ward.database.read() as session:
+        version = editing.of_record(session, ward.report_id)
+    with pytest.raises(DBAPIError, match="proof of identity"), ward.database.write() as session:
+        session.add(
+            Signature(
+                id=new_id(),
+                version_id=version.id,
+                text_sha256=version.text_sha256,
+                user_id=ward.users[Role.RADIOLOGIST].id,
+                signed_at=studies.now(),
+            )
+        )
+
+
+def test_database_refuses_the_signature_of_an_administrator_whatever_they_proved(ward: Ward) -> None:
+    with ward.database.read() as session:
+        version = editing.of_record(session, ward.report_id)
+    ward.proof(Role.ADMIN, used_at=studies.now(), version_id=version.id)
+    with pytest.raises(DBAPIError, match="proof of identity"), ward.database.write() as session:
+        session.add(
+            Signature(
+                id=new_id(),
+                version_id=version.id,
+                text_sha256=version.text_sha256,
+                user_id=ward.users[Role.ADMIN].id,
+                signed_at=studies.now(),
+            )
+        )
+
+
+def test_used_proof_cannot_be_changed(ward: Ward) -> None:
+    ward.signed()
+    with pytest.raises(DBAPIError, match="proof of identity"), ward.database.write() as session:
+        session.execute(sa.update(Authentication).values(used_at=None, version_id=None))
+
+
+def test_nothing_is_signed_when_a_message_cannot_be_kept(desk_ward: Ward) -> None:
+    def broken(*_: Any) -> bytes:
+        raise RuntimeError("no disk")
+
+    revision = desk_ward.judge_all()
+    with pytest.raises(RuntimeError):
+        desk_ward.do(
+            signing.sign, desk=Desk((destination(),), broken), revision=revision, authentication_id=desk_ward.proof()
+        )
+    assert desk_ward.state() is ReportState.AI_DRAFT
+    with desk_ward.database.read() as session:
+        assert session.scalars(sa.select(Signature)).all() == []
+
+
+def test_message_that_cannot_be_written_does_not_stop_the_signature(desk_ward: Ward) -> None:
+    def picky(*_: Any) -> bytes:
+        raise ReportError("no patient id")
+
+    revision = desk_ward.judge_all()
+    done = desk_ward.do(
+        signing.sign, desk=Desk((destination(),), picky), revision=revision, authentication_id=desk_ward.proof()
+    )
+    assert done.unwritable == {"ris": "no patient id"}
+    assert desk_ward.state() is ReportState.FINAL
+
+
+@pytest.mark.parametrize("role", [Role.ADMIN, Role.VIEWER, Role.AUDITOR])
+def test_only_a_radiologist_signs(desk_ward: Ward, role: Role) -> None:
+    revision = desk_ward.judge_all()
+    with pytest.raises(AccessError):
+        desk_ward.do(signing.sign, role=role, revision=revision, authentication_id=desk_ward.proof(role))
+
+
+def test_proof_signs_once(desk_ward: Ward) -> None:
+    proof = desk_ward.proof()
+    desk_ward.do(signing.sign, revision=desk_ward.judge_all(), authentication_id=proof)
+    with pytest.raises(SignatureError):
+        desk_ward.do(signing.addend, sentences=["More."], authentication_id=proof)
+
+
+def test_old_proof_does_not_sign(desk_ward: Ward) -> None:
+    proof = desk_ward.proof(at=studies.now() - timedelta(seconds=121))
+    with pytest.raises(SignatureError, match="too old"):
+        desk_ward.do(signing.sign, revision=desk_ward.judge_all(), authentication_id=proof)
+
+
+def test_proof_of_somebody_else_does_not_sign(desk_ward: Ward) -> None:
+    proof = desk_ward.proof(Role.ADMIN)
+    with pytest.raises(SignatureError):
+        desk_ward.do(signing.sign, revision=desk_ward.judge_all(), authentication_id=proof)
+
+
+def test_text_that_changed_since_it_was_shown_is_not_signed(desk_ward: Ward) -> None:
+    revision = desk_ward.judge_all()
+    with pytest.raises(StateError, match="changed since"):
+        desk_ward.do(signing.sign, revision=revision - 1, authentication_id=desk_ward.proof())
+
+
+def test_untouched_sentence_is_not_signed(desk_ward: Ward) -> None:
+    with desk_ward.database.write() as session:
+        revision = editing.open_copy(session, desk_ward.report_id, desk_ward.reader()).revision
+    with pytest.raises(StateError, match="Not yet judged"):
+        desk_ward.do(signing.sign, revision=revision, authentication_id=desk_ward.proof())
+
+
+def test_preliminary_takes_an_explicit_act_and_no_signature(desk_ward: Ward) -> None:
+    revision = desk_ward.judge_all()
+    assert desk_ward.state() is ReportState.AI_DRAFT  # judging, which the page saves by itself, changed nothing
+    desk_ward.do(signing.save_preliminary, revision=revision)
+    assert desk_ward.state() is ReportState.PRELIMINARY
+    assert desk_ward.messages() == [("P", False)]
+
+
+def test_correction_inside_the_window_replaces_the_text_and_keeps_the_first(desk_ward: Ward) -> None:
+    desk_ward.signed()
+    with desk_ward.database.write() as session:
+        copy = signing.begin_correction(session, desk_ward.report_id, desk_ward.reader(), DESK)
+        row = copy.sentences[1]
+        editing.change(
+            session, row.id, desk_ward.reader(), revision=row.revision, text="A 13 mm cyst in the left kidney."
+        )
+        revision = copy.revision
+    assert desk_ward.state() is ReportState.FINAL
+    desk_ward.do(signing.correct, revision=revision, authentication_id=desk_ward.proof())
+    assert desk_ward.state() is ReportState.CORRECTED
+    assert [status for status, _ in desk_ward.messages()] == ["F", "C"]
+    with desk_ward.database.read() as session:
+        states = session.scalars(sa.select(ReportVersion.state).order_by(ReportVersion.number)).all()
+        assert states == [ReportState.AI_DRAFT, ReportState.FINAL, ReportState.CORRECTED]
+
+
+def test_after_the_window_only_an_addendum_is_possible(desk_ward: Ward) -> None:
+    desk_ward.signed()
+    late = Desk(DESK.destinations, render, correction_minutes=-1)
+    with pytest.raises(StateError, match="addendum"), desk_ward.database.write() as session:
+        signing.begin_correction(session, desk_ward.report_id, desk_ward.reader(), late)
+    desk_ward.do(signing.addend, desk=late, sentences=["Compared with 2024."], authentication_id=desk_ward.proof())
+    assert desk_ward.state() is ReportState.ADDENDED
+    with desk_ward.database.read() as session:
+        version = editing.of_record(session, desk_ward.report_id)
+        assert [s.text for s in version.sentences if s.section is Section.ADDENDUM] == ["Compared with 2024."]
+        assert len(version.sentences) == len(SENTENCES) + 1
+
+
+def test_rejection_needs_a_reason_and_leaves_nothing_signed(desk_ward: Ward) -> None:
+    with pytest.raises(ReportError):
+        desk_ward.do(signing.reject, reason="  ")
+    desk_ward.do(signing.reject, reason="Wrong patient position")
+    assert desk_ward.state() is ReportState.REJECTED
+    with desk_ward.database.read() as session:
+        value = reports.to_value(session, editing.of_record(session, desk_ward.report_id).id)
+    assert (value.reason, value.signer) == ("Wrong patient position", None)
+    assert value.reader is not None and value.reader.identifier == "radiologist"
+
+
+def test_retraction_withdraws_the_signed_text_under_its_old_signature(desk_ward: Ward) -> None:
+    desk_ward.signed()
+    desk_ward.do(signing.retract, reason="Wrong study", authentication_id=desk_ward.proof())
+    assert desk_ward.state() is ReportState.RETRACTED
+    assert desk_ward.messages()[-1] == ("C", True)
+    with desk_ward.database.read() as session:
+        value = reports.to_value(session, editing.of_record(session, desk_ward.report_id).id)
+    assert value.signer is not None
+
+
+def test_drafting_again_takes_nothing_away_that_was_signed(desk_ward: Ward) -> None:
+    desk_ward.signed()
+    with desk_ward.database.read() as session:
+        before = editing.of_record(session, desk_ward.report_id).id
+    redraft(desk_ward)
+    assert desk_ward.state() is ReportState.FINAL
+    with desk_ward.database.read() as session:
+        assert editing.of_record(session, desk_ward.report_id).id == before
+
+
+def redraft(ward: Ward) -> None:
+    """The machine drafts the study again."""
+    with ward.database.write() as session:
+        studies.requeue(session, ward.study_id)
+    prepare = claimed(ward.database, Stage.PREPARE)
+    with ward.database.write() as session:
+        studies.store_prepared(session, prepare, {}, "inputs/x")
+    claim = claimed(ward.database, Stage.DRAFT)
+    with ward.database.write() as session:
+        study = studies.held(session, claim)
+        assert study is not None
+        reports.add_draft(session, study, draft("The machine wrote this later."))
+        studies.mark_drafted(session, study, claim)
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Acts in any order, by anybody, with any proof: no F or C without a radiologist's signature on the very text."""
+
+    template: Path
+    folder: Path
+    count = 0
+
+    @initialize()
+    def open(self) -> None:
+        type(self).count += 1
+        path = self.folder / f"{self.count}.sqlite"
+        path.write_bytes(self.template.read_bytes())
+        self.database = Database(f"sqlite:///{path}")
+        self.ward = Ward(self.database, self.folder / str(self.count))
+        self.proofs = [new_id()]
+        self.revision = 0
+
+    def teardown(self) -> None:
+        if hasattr(self, "database"):
+            self.database.close()
+
+    def attempt(self, act: Any, role: Role, **named: Any) -> None:
+        with contextlib.suppress(Mu2Error):
+            self.ward.do(act, role=role, **named)
+
+    @rule(role=st.sampled_from(list(Role)), age=st.sampled_from([0, 500]))
+    def prove(self, role: Role, age: int) -> None:
+        self.proofs.append(self.ward.proof(role, at=studies.now() - timedelta(seconds=age)))
+
+    @rule(assessment=st.sampled_from([Assessment.ACCEPTED, Assessment.REJECTED, Assessment.UNTOUCHED]))
+    def judge(self, assessment: Assessment) -> None:
+        with contextlib.suppress(Mu2Error):
+            self.revision = self.ward.judge_all(assessment)
+
+    @rule(act=st.sampled_from([signing.sign, signing.correct]), role=st.sampled_from(list(Role)), data=st.data())
+    def sign(self, act: Any, role: Role, data: Any) -> None:
+        proof = data.draw(st.sampled_from(self.proofs))
+        self.attempt(act, role, revision=self.revision, authentication_id=proof)
+
+    @rule()
+    def sign_rightly(self) -> None:
+        self.attempt(signing.sign, Role.RADIOLOGIST, revision=self.revision, authentication_id=self.ward.proof())
+
+    @rule(role=st.sampled_from(list(Role)), data=st.data())
+    def addend(self, role: Role, data: Any) -> None:
+        proof = data.draw(st.sampled_from(self.proofs))
+        self.attempt(signing.addend, role, sentences=["More."], authentication_id=proof)
+
+    @rule(role=st.sampled_from(list(Role)), data=st.data())
+    def retract(self, role: Role, data: Any) -> None:
+        proof = data.draw(st.sampled_from(self.proofs))
+        self.attempt(signing.retract, role, reason="wrong", authentication_id=proof)
+
+    @rule(role=st.sampled_from(list(Role)))
+    def save_preliminary(self, role: Role) -> None:
+        self.attempt(signing.save_preliminary, role, revision=self.revision)
+
+    @rule(role=st.sampled_from(list(Role)))
+    def reject(self, role: Role) -> None:
+        self.attempt(signing.reject, role, reason="wrong")
+
+    @rule()
+    def draft_again(self) -> None:
+        redraft(self.ward)
+
+    @rule()
+    def correct_begins(self) -> None:
+        try:
+            with self.database.write() as session:
+                copy = signing.begin_correction(session, self.ward.report_id, self.ward.reader(), DESK)
+                self.revision = copy.revision
+        except Mu2Error:
+            pass
+
+    @invariant()
+    def nothing_final_without_a_persons_signature(self) -> None:
+        if not hasattr(self, "ward"):
+            return
+        with self.database.read() as session:
+            for message in session.scalars(sa.select(Message).where(Message.result_status.in_(["F", "C"]))):
+                signature = session.scalars(
+                    sa.select(Signature).where(Signature.version_id == message.signature_version_id)
+                ).one()
+                version = session.get_one(ReportVersion, message.version_id)
+                text = canonical_text(map(reports.to_sentence, version.sentences))
+                assert text_sha256(text) == message.text_sha256 == signature.text_sha256
+            for signature in session.scalars(sa.select(Signature)):
+                proof = session.scalars(
+                    sa.select(Authentication).where(Authentication.version_id == signature.version_id)
+                ).one()
+                assert proof.user_id == signature.user_id
+                assert session.get_one(User, signature.user_id).role is Role.RADIOLOGIST
+                assert signature.signed_at - proof.at <= timedelta(seconds=DESK.fresh_seconds)
+            for version in session.scalars(sa.select(ReportVersion)):
+                assert (version.signature is not None) == (version.state in SIGNED_STATES)
+            assert session.scalar(sa.select(sa.func.count()).select_from(Message)) == len(
+                set(session.execute(sa.select(Message.version_id, Message.destination)).all())
+            )
+
+
+def test_no_order_of_acts_lets_a_final_text_leave_unsigned(sqlite_template: Path, tmp_path: Path) -> None:
+    AnyOrder.template, AnyOrder.folder = sqlite_template, tmp_path
+    case = AnyOrder.TestCase
+    case.settings = settings(
+        max_examples=12, stateful_step_count=18, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    case().runTest()
+
+
+def test_password_makes_the_proof_and_a_wrong_one_does_not(desk_ward: Ward) -> None:
+    lockout = accounts.Lockout(5, 15)
+    user = desk_ward.users[Role.RADIOLOGIST]
+    with pytest.raises(AccessError):
+        accounts.prove_by_password(desk_ward.database, user.id, "not the password", lockout)
+    proof = accounts.prove_by_password(desk_ward.database, user.id, PASSWORD, lockout)
+    desk_ward.do(signing.sign, revision=desk_ward.judge_all(), authentication_id=proof)
+    assert desk_ward.state() is ReportState.FINAL
