@@ -43,6 +43,10 @@ def save_trained(trainer: Any, processor: Mu2Processor, provenance: Provenance) 
     if hasattr(model, "merge_and_unload"):
         model, state = model.merge_and_unload(), None
     assert isinstance(model, Mu2ForConditionalGeneration)
+    if state is not None and model.config.tie_word_embeddings:
+        # FSDP gathers a tied head beside the embeddings it is tied to.
+        for tied in model._tied_weights_keys:
+            state.pop(tied, None)
     model.config.untrained = False
     model.save_pretrained(folder, state_dict=state)
     processor.save_pretrained(folder)
