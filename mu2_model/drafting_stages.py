@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from mu2_model.decoding import Deadline, DecodeSettings, GenerationWatch, TokenLogProbabilities
 from mu2_model.draft import Draft, DraftSentence, Progress
+from mu2_model.errors import QuestionError
 from mu2_model.image_processing_mu2 import PreparedVolume, Volume, collate
 from mu2_model.memory import check_memory, estimate_memory
 from mu2_model.modeling_mu2 import Mu2ForConditionalGeneration, Mu2ImageFeatures
@@ -44,15 +46,16 @@ class DraftingStages:
     def prepare(self, volumes: Sequence[Volume]) -> tuple[list[int], list[PreparedVolume]]:
         """Prepare every array once; returns for every volume its row among the prepared ones."""
         start = time.perf_counter()
-        row_of: dict[int, int] = {}
+        row_of: dict[tuple[int, bytes], int] = {}
         prepared: list[PreparedVolume] = []
         rows = []
         for index, (array, affine) in enumerate(volumes):
             self.tell("prepare", index, len(volumes))
-            if id(array) not in row_of:
-                row_of[id(array)] = len(prepared)
+            same = (id(array), np.asarray(affine).tobytes())
+            if same not in row_of:
+                row_of[same] = len(prepared)
                 prepared.append(self.processor.image_processor.prepare(array, affine, device=self.device))
-            rows.append(row_of[id(array)])
+            rows.append(row_of[same])
         self.seconds["prepare"] = time.perf_counter() - start
         return rows, prepared
 
@@ -84,7 +87,7 @@ class DraftingStages:
     ) -> tuple[Tensor, Tensor]:
         """Returns new token ids (drafts, tokens) and their log-probabilities, 0 after the end."""
         start = time.perf_counter()
-        limit = self.token_limit(max_new_tokens)
+        limit = self.token_limit(max_new_tokens, text["input_ids"].shape[1])
         prompt_length = text["input_ids"].shape[1]
         record = TokenLogProbabilities()
 
@@ -117,9 +120,18 @@ class DraftingStages:
         self.seconds["generate"] = time.perf_counter() - start
         return ids[:, prompt_length:].cpu(), record.stacked().cpu()
 
-    def token_limit(self, max_new_tokens: int | None) -> int:
-        """How many tokens a draft may have: as asked, as the checkpoint says, or the default."""
-        return max_new_tokens or self.model.generation_config.max_new_tokens or DEFAULT_NEW_TOKENS
+    def token_limit(self, max_new_tokens: int | None, prompt_tokens: int) -> int:
+        """How many tokens a draft may have: as asked, as the checkpoint says or the default, and as the context has room.
+
+        Raises QuestionError when the prompt leaves no room; a draft that meets the limit says that it was cut.
+        """
+        wanted = max_new_tokens or self.model.generation_config.max_new_tokens or DEFAULT_NEW_TOKENS
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if context is None:
+            return int(wanted)
+        if prompt_tokens >= context:
+            raise QuestionError(f"a prompt of {prompt_tokens} tokens leaves no room in a context of {context}")
+        return int(min(wanted, context - prompt_tokens))
 
     def check_memory(
         self, prepared: list[PreparedVolume], text: dict[str, Tensor], samples: int, max_new_tokens: int | None
@@ -132,7 +144,7 @@ class DraftingStages:
             batch=batch,
             chunks=max(len(volume.chunk_mask) for volume in prepared),
             prompt_tokens=text["input_ids"].shape[1],
-            new_tokens=self.token_limit(max_new_tokens),
+            new_tokens=self.token_limit(max_new_tokens, text["input_ids"].shape[1]),
             samples=samples,
             bytes_per_value=self.model.dtype.itemsize,
         )

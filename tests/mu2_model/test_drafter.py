@@ -157,6 +157,32 @@ def test_a_question_longer_than_the_prompt_is_refused_not_cut(drafter: ReportDra
         drafter.draft([(body(), affine())], ["lung " * 300])
 
 
+def test_a_prompt_without_room_in_the_context_is_refused(
+    drafter: ReportDrafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drafter.model.config.get_text_config(), "max_position_embeddings", 20)
+    with pytest.raises(QuestionError, match="no room in a context of 20"):
+        drafter.draft([(body(), affine())], [QUESTION])
+
+
+def test_a_draft_ends_where_the_context_ends(drafter: ReportDrafter, monkeypatch: pytest.MonkeyPatch) -> None:
+    (short,) = drafter.draft([(body(), affine())], [QUESTION], max_new_tokens=1)
+    monkeypatch.setattr(drafter.model.config.get_text_config(), "max_position_embeddings", short.prompt_tokens + 5)
+    (draft,) = drafter.draft([(body(), affine())], [QUESTION], max_new_tokens=40)
+    assert draft.truncated and draft.generated_tokens == 5
+
+
+def test_one_array_under_two_affines_is_two_volumes(drafter: ReportDrafter) -> None:
+    array = body()
+    turned = affine() @ np.diag([1.0, 1.0, -1.0, 1.0])
+    first, second = drafter.draft([(array, affine()), (array, turned)], [QUESTION, QUESTION])
+    assert (first.text, second.text) == (
+        drafter.draft([(array, affine())], [QUESTION])[0].text,
+        drafter.draft([(array, turned)], [QUESTION])[0].text,
+    )
+    assert first.sentences[0].confidence != second.sentences[0].confidence
+
+
 def test_a_bad_volume_is_refused(drafter: ReportDrafter) -> None:
     with pytest.raises(VolumeError):
         drafter.draft([(np.zeros((30, 40, 40), np.int16), affine())], [QUESTION])
