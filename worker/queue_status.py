@@ -66,9 +66,8 @@ def read(settings: Settings, database: Database) -> QueueStatus:
     """Reads rows and broker; raises `DatabaseUnavailableError`, while an absent broker is part of the answer."""
     with database.read() as session:
         counted = session.execute(sa.select(Study.status, sa.func.count()).group_by(Study.status))
-        by_status = {status: count for status, count in counted}
         return QueueStatus(
-            studies={status.value: by_status.get(status, 0) for status in StudyStatus},
+            studies={status.value: 0 for status in StudyStatus} | {status.value: count for status, count in counted},
             due=[_due(session, stage) for stage in Stage],
             messages=outbox_view.counts(session),
             processes=_processes(session, settings.queue.sweep_seconds),

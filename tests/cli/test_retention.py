@@ -7,9 +7,10 @@ import sqlalchemy as sa
 
 from tests.cli.conftest import Terminal
 from tests.core import builders
-from worker.core import outbox, studies
+from worker.core import editing, outbox, retention, studies
 from worker.core.records import (
     AuditEvent,
+    Base,
     Instance,
     Message,
     Report,
@@ -19,6 +20,7 @@ from worker.core.records import (
     Study,
     StudyStatus,
 )
+from worker.core.review_records import WorkingCopy, WorkingSentence
 
 OLD = timedelta(days=400)
 
@@ -139,6 +141,34 @@ def test_an_unsigned_report_goes_with_its_text_and_messages(terminal: Terminal) 
     removed = terminal.data("retention", "run", "--yes")
     assert (removed["reports"], removed["messages"]) == (1, 1)
     assert [rows(terminal, table) for table in (Report, ReportVersion, Sentence, Message)] == [0, 0, 0, 0]
+
+
+def test_what_readers_did_with_an_unsigned_report_goes_with_it(terminal: Terminal) -> None:
+    version_id = builders.drafted(terminal.database)
+    with terminal.database.write() as session:
+        editing.begin(session, session.get_one(ReportVersion, version_id))
+        session.execute(sa.update(WorkingCopy).values(changed_at=studies.now() - OLD))
+    age(terminal)
+    assert terminal.data("retention", "run", "--yes")["reports"] == 1
+    assert [rows(terminal, table) for table in (WorkingCopy, WorkingSentence, Report)] == [0, 0, 0]
+
+
+def test_a_report_that_someone_works_on_stays(terminal: Terminal) -> None:
+    version_id = builders.drafted(terminal.database)
+    with terminal.database.write() as session:
+        editing.begin(session, session.get_one(ReportVersion, version_id))
+    age(terminal)
+    assert terminal.data("retention", "run", "--yes")["reports"] == 0
+
+
+def test_every_table_that_hangs_on_a_report_is_thought_of() -> None:
+    hanging = {"reports"}
+    for table in Base.metadata.sorted_tables:  # parents first
+        if {key.column.table.name for key in table.foreign_keys} & hanging:
+            hanging.add(table.name)
+    removal = retention._ReportRemoval("", studies.now(), "test")
+    removed = {statement.table.name for statement in removal._deletions()}
+    assert hanging - removed == {"signatures", "authentications"}  # who has those is never removed
 
 
 def test_a_report_whose_message_is_still_on_its_way_stays(terminal: Terminal) -> None:

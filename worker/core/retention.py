@@ -18,10 +18,21 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from worker.core import audit, records, studies
+from worker.core import audit, studies
 from worker.core.database import Database
 from worker.core.errors import StoreUnavailableError
-from worker.core.records import Instance, Message, MessageState, ReportVersion, Signature, Study, StudyStatus
+from worker.core.records import (
+    Instance,
+    Message,
+    MessageState,
+    Report,
+    ReportVersion,
+    Sentence,
+    Signature,
+    Study,
+    StudyStatus,
+)
+from worker.core.review_records import Communication, EvidenceRequest, SentenceEdit, WorkingCopy, WorkingSentence
 from worker.core.settings import RetentionSettings
 
 MODEL_INPUTS = "inputs"  # folder below the store that `worker.pipeline` writes: inputs/<2>/<study id>
@@ -153,20 +164,30 @@ class _ReportRemoval:
         return Removed(reports=1, messages=messages or 0)
 
     def remove(self, session: Session) -> Removed:
-        report = session.get(records.Report, self.report_id, with_for_update=True)
+        report = session.get(Report, self.report_id, with_for_update=True)
         if report is None or self.report_id not in _reports_over(session, self.before):
             return Removed()  # signed or written again between
         removed = self.count(session)
-        sentences = sa.delete(records.Sentence).where(records.Sentence.version_id.in_(self._versions()))
-        for statement in (
-            sa.delete(Message).where(Message.version_id.in_(self._versions())),
-            sentences,
-            sa.delete(ReportVersion).where(ReportVersion.report_id == self.report_id),
-            sa.delete(records.Report).where(records.Report.id == self.report_id),
-        ):
+        for statement in self._deletions():
             session.execute(statement.execution_options(synchronize_session=False))
         audit.append(session, "retention_report", actor=self.actor, study_id=report.study_id, messages=removed.messages)
         return removed
+
+    def _deletions(self) -> list[sa.Delete]:
+        """Everything that hangs on the report, what points at something before what it points at."""
+        copies = sa.select(WorkingCopy.id).where(WorkingCopy.report_id == self.report_id)
+        copied = sa.select(WorkingSentence.id).where(WorkingSentence.copy_id.in_(copies))
+        return [
+            sa.delete(SentenceEdit).where(SentenceEdit.sentence_id.in_(copied)),
+            sa.delete(WorkingSentence).where(WorkingSentence.copy_id.in_(copies)),
+            sa.delete(WorkingCopy).where(WorkingCopy.report_id == self.report_id),
+            sa.delete(Communication).where(Communication.report_id == self.report_id),
+            sa.delete(EvidenceRequest).where(EvidenceRequest.version_id.in_(self._versions())),
+            sa.delete(Message).where(Message.version_id.in_(self._versions())),
+            sa.delete(Sentence).where(Sentence.version_id.in_(self._versions())),
+            sa.delete(ReportVersion).where(ReportVersion.report_id == self.report_id),
+            sa.delete(Report).where(Report.id == self.report_id),
+        ]
 
     def _versions(self) -> sa.Select[Any]:
         return sa.select(ReportVersion.id).where(ReportVersion.report_id == self.report_id)
@@ -182,12 +203,13 @@ def _studies_over(session: Session, before: datetime) -> list[str]:
 
 
 def _reports_over(session: Session, before: datetime) -> list[str]:
-    """Reports whose every version is older, none signed, none with a message on its way."""
-    version = sa.select(ReportVersion.id).where(ReportVersion.report_id == records.Report.id)
+    """Reports whose every version is older, none signed or being worked on, none with a message on its way."""
+    version = sa.select(ReportVersion.id).where(ReportVersion.report_id == Report.id)
     younger = version.where(ReportVersion.created_at >= before)
     signed = version.join(Signature, Signature.version_id == ReportVersion.id)
     waiting = version.join(Message, Message.version_id == ReportVersion.id).where(Message.state.in_(_UNDER_WAY))
-    query = sa.select(records.Report.id).where(
-        records.Report.created_at < before, ~younger.exists(), ~signed.exists(), ~waiting.exists()
+    worked_on = sa.exists().where(WorkingCopy.report_id == Report.id, WorkingCopy.changed_at >= before)
+    query = sa.select(Report.id).where(
+        Report.created_at < before, ~younger.exists(), ~signed.exists(), ~waiting.exists(), ~worked_on
     )
-    return list(session.scalars(query.order_by(records.Report.created_at)))
+    return list(session.scalars(query.order_by(Report.created_at)))
