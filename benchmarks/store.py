@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PORT = 11112
 ENVIRONMENT = {**os.environ, "TCP_NODELAY": "1", "PYTHONPATH": str(ROOT)}
 OURS = "mu2 listener"
+PROCESSES = "STORE_BENCH_PROCESSES"
 ORTHANC_SETTINGS = {
     "Name": "bench",
     "DicomAet": "MU2",
@@ -54,7 +55,7 @@ class Receiver:
 
 
 def _ours(home: Path) -> list[str]:
-    return [sys.executable, str(Path(__file__).resolve()), "--serve", str(home)]
+    return [sys.executable, str(Path(__file__).resolve()), "--serve", str(home), "--processes", os.environ[PROCESSES]]
 
 
 def _storescp(home: Path) -> list[str]:
@@ -77,10 +78,19 @@ RECEIVERS = [
     Receiver("Orthanc", True, _orthanc),
     Receiver("pynetdicom storescp", False, _pynetdicom),
 ]
+COLUMNS = (
+    "where",
+    "associations",
+    "receiver",
+    "durable before success",
+    "instances/s: median (range)",
+    "MB/s",
+    "ours ÷ this: median (range)",
+)
 PROGRAMS = {"dcmtk storescp --fork": "storescp", "Orthanc": "Orthanc"}
 
 
-def serve(home: Path) -> None:
+def serve(home: Path, processes: int) -> None:
     """The listener with settings for this benchmark: any peer, a quiet period that never comes to pass."""
     from dicom_listener.server import serve as serve_listener
     from worker.core import logs, schema
@@ -88,7 +98,7 @@ def serve(home: Path) -> None:
     from worker.core.settings import DicomSettings, Settings, StoreSettings
 
     logs.configure("listener", "warning")
-    dicom = DicomSettings(port=PORT, metrics_port=0, quiet_seconds=3600.0)
+    dicom = DicomSettings(port=PORT, metrics_port=0, quiet_seconds=3600.0, processes=processes)
     settings = Settings(home=home, dicom=dicom, store=StoreSettings(floor_bytes=0))
     database = Database.from_settings(settings)
     schema.upgrade(database)
@@ -180,7 +190,8 @@ def send(folders: list[Path]) -> float:
     began = time.perf_counter()
     command = ["storescu", "-q", "-aec", "MU2", "--scan-directories", "127.0.0.1", str(PORT)]
     senders = [subprocess.Popen([*command, str(folder)], env=ENVIRONMENT) for folder in folders]
-    if any([sender.wait() for sender in senders]):
+    codes = [sender.wait() for sender in senders]
+    if any(codes):
         raise SystemExit("storescu failed")
     return time.perf_counter() - began
 
@@ -300,13 +311,15 @@ def main() -> None:
     parser.add_argument("--places", default="tmpfs,disk")
     parser.add_argument("--disk", type=Path, default=Path("/var/tmp"), help="a folder on the disk to measure")
     parser.add_argument("--only", default="", help="receivers whose name contains one of these words, and ours")
+    parser.add_argument("--processes", type=int, default=1, help="receiving processes of the listener")
     parser.add_argument("--flat", type=int, metavar="COUNT")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve)
+        serve(options.serve, options.processes)
         return
+    os.environ[PROCESSES] = ENVIRONMENT[PROCESSES] = str(options.processes)
     _in_own_network()
     if not shutil.which("storescu"):
         raise SystemExit("dcmtk is missing (Debian package dcmtk); it is the sender")
@@ -321,10 +334,8 @@ def main() -> None:
     receivers = [r for r in receivers if r not in missing]
     places = {"tmpfs": Path("/dev/shm"), "disk": options.disk}
     rows: list[Row] = []
-    print(
-        "| where | associations | receiver | durable before success | instances/s: median (range) | MB/s | ours ÷ this: median (range) |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    print(f"| {' | '.join(COLUMNS)} |")
+    print("|---" * len(COLUMNS) + "|")
     for name in options.places.split(","):
         for streams in map(int, options.streams.split(",")):
             with tempfile.TemporaryDirectory(dir="/dev/shm") as scratch:

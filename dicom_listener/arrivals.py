@@ -186,7 +186,8 @@ class Completer:
     def close(self) -> None:
         """Ends the thread; what is quiet by then waits for the next start."""
         self._stop.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _run(self) -> None:
         tick = min(LONGEST_TICK_SECONDS, self._quiet_seconds / 4)
@@ -270,7 +271,8 @@ class Recovery:
         """Ends the thread."""
         self._stopping.set()
         self._wanted.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def request(self) -> None:
         """Asks for another run, soon."""

@@ -246,11 +246,14 @@ class Store:
         return self.root / relative
 
     def stored_since(self, since: float) -> Iterator[str]:
-        """Paths, relative to the root, of all files in folders that changed after `since` (seconds, epoch)."""
+        """Paths, relative to the root, of all files in folders that changed after `since` (seconds, epoch).
+
+        Within a study they come in the order of their arrival: of two contents under one UID the first counts.
+        """
         for shelf in _folders(self._instances):
             for folder in _folders(shelf):
                 if folder.stat().st_mtime >= since:
-                    yield from (str(f.relative_to(self.root)) for f in sorted(folder.glob("*.dcm")))
+                    yield from (str(f.relative_to(self.root)) for f in sorted(folder.glob("*.dcm"), key=_written_at))
 
     def recovered_at(self) -> float:
         """Since when folders must be looked through: a day before the last whole recovery began, 0 before the first."""
@@ -326,6 +329,10 @@ def _hash(text: str, digits: int) -> str:
 def _folders(parent: Path) -> Iterator[Path]:
     with os.scandir(parent) as entries:
         yield from sorted(Path(e.path) for e in entries if e.is_dir(follow_symlinks=False))
+
+
+def _written_at(path: Path) -> int:
+    return path.stat().st_mtime_ns
 
 
 def _sync_folder(folder: Path | str) -> None:

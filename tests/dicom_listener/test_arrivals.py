@@ -129,13 +129,13 @@ def lose_rows(running: Running) -> None:
 def test_rows_that_were_lost_are_made_again_at_the_next_start(start: Callable[..., Running]) -> None:
     first = start()
     image = ct(IssuerOfPatientID="SITE")
-    send(first.port, [image, ct(image.StudyInstanceUID)])
-    before = {(i.sop_instance_uid, i.path, i.sha256, i.size_bytes) for i in first.sent.instances()}
+    send(first.port, [image, ct(image.StudyInstanceUID, SOPInstanceUID=image.SOPInstanceUID)])
+    before = {(i.sop_instance_uid, i.path, i.sha256, i.disposition) for i in first.sent.instances()}
     first.stop()
     lose_rows(first)
     second = start(quiet_seconds=0.3)
     eventually(lambda: second.submitted)
-    assert {(i.sop_instance_uid, i.path, i.sha256, i.size_bytes) for i in second.sent.instances()} == before
+    assert {(i.sop_instance_uid, i.path, i.sha256, i.disposition) for i in second.sent.instances()} == before
     (study,) = second.sent.studies()
     assert (study.patient_name, study.patient_authority) == ("DOE^JANE", "SITE")
     assert second.sent.counted("mu2_dicom_recovered_instances_total") == 2

@@ -1,0 +1,181 @@
+"""All associations of one process: their limits, their parts, their end. A listener has one, a receiving process too."""
+
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from socket import socket
+
+import structlog
+
+from dicom_listener.arrivals import Holds, Ranking
+from dicom_listener.association import Association, Ending
+from dicom_listener.commitment import CommitmentService
+from dicom_listener.committer import Committer
+from dicom_listener.door import oldest_of_busiest
+from dicom_listener.handlers import Services
+from dicom_listener.metrics import Metrics
+from dicom_listener.negotiation import Refusal, Refused
+from dicom_listener.storage import Store
+from worker.core import audit
+from worker.core.database import Database
+from worker.core.errors import DatabaseUnavailableError, SettingsError
+from worker.core.settings import DicomSettings, Settings
+
+log = structlog.get_logger(__name__)
+
+HALF_OPEN = 32  # associations that have spoken but not yet named themselves; more shed the oldest
+STOP_SECONDS = 10.0  # what is being received may finish within this
+AUDIT_BUSY_SECONDS = 2.0
+REFUSAL_QUIET_SECONDS = 60.0  # a peer that is refused again for the same reason is counted, not audited anew
+MOST_REFUSALS_REMEMBERED = 1_024
+
+
+class Refusals:
+    """Logs and audits refused associations, each peer and reason once a minute, so that a flood cannot fill the audit."""
+
+    def __init__(self, database: Database, metrics: Metrics) -> None:
+        self._database = database
+        self._metrics = metrics
+        self._lock = threading.Lock()
+        self._noted: dict[tuple[str, str, Refusal], tuple[float, int]] = {}  # when audited, how often since
+
+    def note(self, refused: Refused, address: str) -> None:
+        """Notes one refused association."""
+        self._metrics.associations.labels(Ending.REFUSED.value).inc()
+        key = (address, refused.calling_ae_title, refused.reason)
+        with self._lock:
+            noted_at, repeats = self._noted.get(key, (float("-inf"), 0))
+            if time.monotonic() - noted_at < REFUSAL_QUIET_SECONDS:
+                self._noted[key] = (noted_at, repeats + 1)
+                return
+            if len(self._noted) >= MOST_REFUSALS_REMEMBERED:
+                self._noted.clear()
+            self._noted[key] = (time.monotonic(), 0)
+        log.warning("association_refused", address=address, reason=refused.reason.value, count=repeats)
+        try:
+            self._database.run(
+                lambda session: audit.append(
+                    session,
+                    "association_refused",
+                    actor=f"ae:{refused.calling_ae_title}",
+                    origin=address,
+                    outcome="refused",
+                    reason=refused.reason.value,
+                    repeats=repeats,
+                ),
+                busy_seconds=AUDIT_BUSY_SECONDS,
+            )
+        except DatabaseUnavailableError as error:
+            log.error("audit_unavailable", error=type(error).__name__)
+
+
+class Reception:
+    """Serves connections that have begun to speak. Raises `SettingsError` or `StoreUnavailableError` at the start."""
+
+    def __init__(
+        self, settings: Settings, database: Database, metrics: Metrics, on_lost_rows: Callable[[], None]
+    ) -> None:
+        self.settings: DicomSettings = settings.dicom
+        self.tls = tls_context(settings.dicom)
+        self.holds = Holds(settings.dicom.open_association_limit_seconds)
+        self.store = Store(settings.store_root, settings.store.floor_bytes)
+        self.commitments = CommitmentService(settings.dicom, self.store, database)
+        self._committer = Committer(self.store, database, metrics, on_lost_rows)
+        ranking = Ranking(settings.queue.priority_rules)
+        self.services = Services(self.store, self._committer, self.holds, ranking, metrics)
+        self._metrics = metrics
+        self._refusals = Refusals(database, metrics)
+        self._lock = threading.Lock()
+        self._associations: dict[int, Association] = {}  # in order of age
+        self._established = 0
+        self._number = 0
+        self._stopping = False
+
+    @property
+    def entered(self) -> int:
+        """Connections taken in so far."""
+        return self._number
+
+    @property
+    def present(self) -> int:
+        """Connections served now."""
+        return len(self._associations)
+
+    def enter(self, connection: socket, address: str) -> None:
+        """Gives a connection its thread; the oldest half-open one goes when there are too many."""
+        with self._lock:
+            self._number += 1
+            association = Association(self, self._number, connection, address)
+            half_open = [a for a in self._associations.values() if not a.established]
+            if len(half_open) >= HALF_OPEN:
+                half_open[oldest_of_busiest(a.address for a in half_open)].cut()
+                self._metrics.shed.inc()
+            self._associations[association.number] = association
+            self._metrics.half_open.set(len(half_open) + 1)
+        association.start()
+
+    def admit(self, association: Association) -> Refusal | None:
+        """Counts an association in once its request is there, or says why not."""
+        with self._lock:
+            if self._stopping:
+                return Refusal.STOPPING
+            if self._established >= self.settings.max_associations:
+                return Refusal.TOO_MANY
+            association.established = True
+            self._established += 1
+            self._metrics.open_associations.set(self._established)
+            return None
+
+    def refused(self, refused: Refused, address: str) -> None:
+        """Logs and audits a refused association."""
+        self._refusals.note(refused, address)
+
+    def ended(self, association: Association, ending: Ending) -> None:
+        """Forgets an association; its studies are no longer held back."""
+        with self._lock:
+            del self._associations[association.number]
+            if association.established:
+                self._established -= 1
+                self._metrics.open_associations.set(self._established)
+            self._metrics.half_open.set(len(self._associations) - self._established)
+        self.holds.end(association.number)
+        if ending is not Ending.REFUSED:
+            self._metrics.associations.labels(ending.value).inc()
+
+    def close(self) -> None:
+        """Lets what is being received finish for `STOP_SECONDS`, answers it, and aborts the rest."""
+        with self._lock:
+            self._stopping = True
+        for association in self._open():
+            association.stop()
+        limit = time.monotonic() + STOP_SECONDS
+        for association in self._open():
+            association.join(max(0.0, limit - time.monotonic()))
+        for association in self._open():
+            association.cut()
+            association.join(1.0)
+        self._committer.close()
+        self.store.close()
+
+    def _open(self) -> list[Association]:
+        with self._lock:
+            return list(self._associations.values())
+
+
+def tls_context(settings: DicomSettings) -> ssl.SSLContext | None:
+    """The server's TLS context, or None when no certificate is set."""
+    if settings.tls_certificate is None:
+        if settings.tls_key or settings.tls_ca or any(peer.tls for peer in settings.peers):
+            raise SettingsError("TLS is asked for without MU2_DICOM__TLS_CERTIFICATE; set it and MU2_DICOM__TLS_KEY")
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+        if settings.tls_ca is not None:
+            context.load_verify_locations(settings.tls_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"a TLS file cannot be read ({type(error).__name__}); look at MU2_DICOM__TLS_*") from error
+    return context
