@@ -1,0 +1,59 @@
+"""What the documents tell people to type and to watch exists."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from dicom_listener.metrics import Metrics as ListenerMetrics
+from tests.settings_table import settings_of
+from worker.cli import app
+from worker.core.settings import Settings
+from worker.metrics import Metrics as WorkerMetrics
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "worker" / "README.md", ROOT / "docs" / "operations.md"]
+COMMAND = re.compile(r"(?:^|`|bin/|\| )mu2 ([a-z][^`\n#|>]*)", re.MULTILINE)
+
+
+def commands(path: Path) -> list[list[str]]:
+    return [found.split() for found in COMMAND.findall(path.read_text())]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_command_of_a_document_exists_with_its_options(path: Path) -> None:
+    found = commands(path)
+    assert found
+    for words in found:
+        command: Any = typer.main.get_command(app)
+        rest = list(words)
+        while rest and hasattr(command, "commands"):
+            assert rest[0] in command.commands, " ".join(words)
+            command = command.commands[rest.pop(0)]
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word.split("=")[0] for word in rest if word.startswith("-")} <= options, " ".join(words)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_setting_of_a_document_exists(path: Path) -> None:
+    known = {name for name, *_ in settings_of(Settings)} | {"MU2_CONFIG"}
+    named = set(re.findall(r"MU2_[A-Z]+(?:__[A-Z_]+)?(?!\.\.\.)\b", path.read_text()))
+    groups = {name.split("__")[0] for name in known}
+    assert {name for name in named if name not in known and name.removesuffix("__") not in groups} == set()
+
+
+def test_every_metric_that_operations_alert_on_exists() -> None:
+    exported = {
+        sample.name
+        for registry in (ListenerMetrics().registry, WorkerMetrics().registry)
+        for family in registry.collect()
+        for sample in family.samples
+    } | {
+        f"{family.name}_total" if family.type == "counter" else family.name
+        for registry in (ListenerMetrics().registry, WorkerMetrics().registry)
+        for family in registry.collect()
+    }
+    named = set(re.findall(r"`(mu2_[a-z_]+)", (ROOT / "docs" / "operations.md").read_text()))
+    assert named and named <= exported
