@@ -45,6 +45,13 @@ class Department:
         """The application; the queues are rung into `rung`."""
         return create_app(self.settings, self.database, lambda queue, subject: self.rung.append((queue, subject)))
 
+    def rang(self, queue: str, subject: str) -> bool:
+        """Whether a queue was rung; a bell rings shortly after its answer is out."""
+        deadline = time.monotonic() + 5
+        while (queue, subject) not in self.rung and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return (queue, subject) in self.rung
+
     def user(self, username: str, role: Role, *, password: str | None = PASSWORD) -> User:
         """An account."""
         with self.database.write() as session:
