@@ -18,9 +18,12 @@ def training() -> None:
 def main() -> None:
     """Run the command; `phantoms` needs no torch, so it does not wait for it."""
     if sys.argv[1:2] != ["phantoms"]:
-        from training import commands
+        from training import commands, evaluation_commands, floors_command, smoke
 
         commands.mount(app)
+        evaluation_commands.mount(app)
+        app.command()(floors_command.floors)
+        app.command()(smoke.smoke)
     app()
 
 

@@ -102,10 +102,18 @@ def _emphysema(painting: Painting, case: Case, finding: Finding, rng: np.random.
 
 def _effusion(painting: Painting, case: Case, finding: Finding, rng: np.random.Generator) -> None:
     lung = painting.body.lungs[finding.side.value]
-    fluid = Intersection((lung, HalfSpace((0.0, -1.0, 0.18), -fluid_level(finding, case))))
+    canvas = painting.canvas
+    behind = HalfSpace((0.0, -1.0, 0.18), -fluid_level(finding, case))
+    fluid = Intersection((lung, behind))
     only = (LUNGS[finding.side], Organ.LUNG_VESSEL)
-    painting.canvas.paint(Grown(fluid, 4.0), -420.0, only=only)  # lung pressed together by the fluid
-    painting.canvas.paint(fluid, finding.hu, finding=FINDING_LABELS[finding.kind], only=only)
+    canvas.paint(Grown(fluid, 4.0), -420.0, only=only)  # lung pressed together by the fluid
+    canvas.paint(fluid, finding.hu, finding=FINDING_LABELS[finding.kind], only=only)
+    # The edge voxels of lung and wall are half air: fluid reaches the wall, so none of them stays darker than fluid.
+    reach = Intersection((Grown(lung, float(canvas.width_mm)), behind))
+    where = canvas.window(reach.bounds)
+    patch = canvas.hu[where]
+    wet = reach.distance(canvas.x[where], canvas.y[where], canvas.z[where]) < 0.0
+    patch[wet] = np.maximum(patch[wet], np.float32(finding.hu))
 
 
 def _pneumothorax(painting: Painting, case: Case, finding: Finding, rng: np.random.Generator) -> None:
