@@ -19,7 +19,8 @@ READY_SECONDS = 60.0
 
 @pytest.fixture
 def variables(tmp_path: Path) -> dict[str, str]:
-    ports = {name: str(free_port()) for name in ("DICOM__PORT", "DICOM__METRICS_PORT", "WORKER__METRICS_PORT")}
+    names = ("DICOM__PORT", "DICOM__METRICS_PORT", "WORKER__METRICS_PORT", "REVIEW__PORT")
+    ports = {name: str(free_port()) for name in names}
     return {**{f"MU2_{name}": port for name, port in ports.items()}, "MU2_MODEL__REPORTER": "fake"}
 
 
@@ -34,8 +35,10 @@ def up(tmp_path: Path, variables: dict[str, str]) -> Iterator["subprocess.Popen[
         text=True,
     )
     assert process.stderr is not None
-    lines = iter(process.stderr.readline, "")
-    assert any(line.startswith("Ready:") for line in lines)
+    said: list[str] = []
+    while not said or not said[-1].startswith("Ready:"):
+        said.append(process.stderr.readline())
+        assert said[-1], "".join(said)
     yield process
     process.kill()
     process.wait()
