@@ -87,8 +87,11 @@ def fluid_level(finding: Finding, case: Case) -> float:
 
 
 def air_level(finding: Finding, case: Case) -> float:
-    """Offset of the plane y - 0.19 z before which a pneumothorax lies; the front wall is at -87 mm at height 20."""
-    return -87.0 - 0.19 * 20.0 + (finding.size_mm or 0) / case.habitus.build.scale[1]
+    """Offset of the plane y - 0.19 z before which a pneumothorax lies.
+
+    The plane leans as the front wall does, and stands so that the deepest air before it has the finding's size.
+    """
+    return -93.0 - 0.19 * 20.0 + (finding.size_mm or 0) / case.habitus.build.scale[1]
 
 
 def _lung_lesion(draft: Draft, kind: FindingType, side: Side) -> Finding | None:
