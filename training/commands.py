@@ -61,7 +61,9 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def check_data(data: Data, contents: Annotated[bool, typer.Option(help="Compare files of equal length.")] = True) -> None:
+def check_data(
+    data: Data, contents: Annotated[bool, typer.Option(help="Compare files of equal length.")] = True
+) -> None:
     """Look for missing files, duplicates, leakage across splits and empty text in manifests."""
     report = check(read_manifests(data), contents)
     typer.echo(report.text())
@@ -137,8 +139,12 @@ def report_check(stage: str, model: Path, run: run_config.RunConfig, arguments: 
     """What `--check` prints."""
     estimate = run_config.estimate_memory(Mu2Config.from_pretrained(model), run, arguments, frozen)
     each = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-    typer.echo(f"{stage}: {run.path.name}, {run.strategy}, {run.processes} processes, {each * run.processes} cases a step")
-    typer.echo(f"learning rate {arguments.learning_rate:g}, {arguments.num_train_epochs:g} epochs, bf16 {arguments.bf16}")
+    typer.echo(
+        f"{stage}: {run.path.name}, {run.strategy}, {run.processes} processes, {each * run.processes} cases a step"
+    )
+    typer.echo(
+        f"learning rate {arguments.learning_rate:g}, {arguments.num_train_epochs:g} epochs, bf16 {arguments.bf16}"
+    )
     typer.echo(estimate.text(run.hardware.get("memory_gib")))
 
 
@@ -161,7 +167,9 @@ def _sft(stage: str, options: dict[str, Any]) -> None:
     cases = read_manifests(options["data"], "train")
     paths = [case.image for case in cases]
     source = volume_source(options["model"], options["cache"], paths, options["cached_tokens"])
-    provenance = collect(stage, options["seed"], cases, run.training | {"lr": arguments.learning_rate}, options["model"])
+    provenance = collect(
+        stage, options["seed"], cases, run.training | {"lr": arguments.learning_rate}, options["model"]
+    )
     lora = None if options["lora"] is None else sft.LoraSettings(options["lora"], 2 * options["lora"])
     sft.train_sft(stage, options["model"], cases, source, arguments, provenance, lora=lora, frozen=frozen)
 
@@ -223,7 +231,14 @@ def dpo(
     use_threads(threads)
     run = run_config.load_config(config)
     arguments = run_config.trainer_arguments(
-        "dpo", run, out, learning_rate=lr, num_train_epochs=epochs, per_device_train_batch_size=batch, beta=beta, seed=seed
+        "dpo",
+        run,
+        out,
+        learning_rate=lr,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch,
+        beta=beta,
+        seed=seed,
     )
     frozen = ("vision_tower",) if cached_tokens else ()
     if check:

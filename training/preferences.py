@@ -6,11 +6,11 @@ margin and neither draft is much longer than the other, so that DPO does not lea
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from training.data import Case, ManifestError
+from training.data import ManifestError
 from training.dpo import PreferencePair
 from training.drafting import DraftedCase
 from training.green import Judge
@@ -40,15 +40,14 @@ class PairReport:
 
 
 def make_pairs(
-    cases: Sequence[Case],
-    draft: Callable[[Sequence[Case]], Iterator[DraftedCase]],
+    drafted_cases: Iterable[DraftedCase],
     judge: Judge,
     rules: PairRules = PairRules(),
 ) -> tuple[list[PreferencePair], PairReport]:
-    """Draft every case several times (`draft` says how) and keep the pairs that obey the rules."""
+    """Judge the drafts of every case and keep the pairs that obey the rules."""
     pairs: list[PreferencePair] = []
     outcomes: Counter[str] = Counter()
-    for drafted in draft(cases):
+    for drafted in drafted_cases:
         outcome, pair = pick_pair(drafted, judge, rules)
         outcomes[outcome] += 1
         if pair is not None:

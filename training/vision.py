@@ -133,6 +133,7 @@ class VisionSettings:
     weight_decay: float = STAGES["vision"].weight_decay
     warmup_ratio: float = STAGES["vision"].warmup_ratio
     score_every: int = 250
+    save_every: int = 25
     seed: int = 0
 
 
@@ -216,6 +217,8 @@ class VisionTraining:
                 self.history.append({"step": self.step, "loss": float(np.mean(losses)), **asdict(score)})
                 progress.console.print(f"step {self.step} loss {np.mean(losses):.3f} {score.line()}")
                 losses = []
+                self._save()
+            elif self.step % self.settings.save_every == 0:
                 self._save()
         self.export()
 

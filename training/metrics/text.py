@@ -2,12 +2,14 @@
 
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import nltk
 import sacrebleu
 from nltk.corpus.reader.wordnet import WordNetCorpusReader
 from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
@@ -66,13 +68,21 @@ class DebianWordNet(WordNetCorpusReader):  # type: ignore[misc]
             return StringIO("".join(f"{number:02d}\tlexfile{number:02d}\t0\n" for number in range(LEXNAMES)))
         return super().open(file)
 
+    def map_wn(self, version: str = "wordnet") -> None:
+        """Nothing: maps between versions serve other languages, and need files that Debian does not ship."""
+
 
 @cache
 def wordnet(folder: Path = WORDNET_FOLDER) -> WordNetCorpusReader:
     """The WordNet database; WordNetMissingError when it is not installed."""
     if not (folder / "data.noun").is_file():
         raise WordNetMissingError(f"no WordNet in {folder}: install Debian's wordnet-base, or leave METEOR out")
-    return DebianWordNet(str(folder), None)
+    # NLTK opens files below its data path alone.
+    if str(folder) not in nltk.data.path:
+        nltk.data.path.append(str(folder))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The multilingual functions are not available")
+        return DebianWordNet(str(folder), None)
 
 
 def meteor(reference: str, candidate: str) -> float:
