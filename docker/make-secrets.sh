@@ -20,3 +20,10 @@ save ""
 maxmemory 256mb
 maxmemory-policy noeviction
 END
+
+# A certificate of nobody's, so that the page can be tried; browsers warn. Put the hospital's own in its place.
+if [ ! -e secrets/review_certificate ] && command -v openssl >/dev/null; then
+    openssl req -x509 -newkey rsa:3072 -nodes -days 90 -subj /CN=mu2-review \
+        -keyout secrets/review_key -out secrets/review_certificate 2>/dev/null
+    chmod 444 secrets/review_key secrets/review_certificate
+fi

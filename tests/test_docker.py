@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
 DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
 PINNED = re.compile(r"[\w./-]+:\d+\.\d+(\.\d+)?[\w.-]*")
-URL = re.compile(r"http://127\.0\.0\.1:(\d+)/readyz")
+URL = re.compile(r"https?://127\.0\.0\.1:(\d+)/(?:readyz|livez)")
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:
@@ -115,7 +116,9 @@ def test_every_variable_is_a_setting(name: str, tmp_path: Path, monkeypatch: pyt
 def test_secrets_come_from_files_that_the_service_is_given(name: str) -> None:
     variables = environment(OURS[name])
     files = {Path(value).name for key, value in variables.items() if key.endswith("_FILE")}
-    assert files == {"database_url", "queue_url"} == set(OURS[name]["secrets"])
+    assert files == {"database_url", "queue_url"}
+    mounted = {Path(value).name for value in variables.values() if value.startswith("/run/secrets/")}
+    assert mounted == set(OURS[name]["secrets"])
     assert not any("PASSWORD" in key or re.search(r"://[^/]*:[^/]*@", value) for key, value in variables.items())
 
 
@@ -126,7 +129,8 @@ def test_every_secret_is_declared_and_made(tmp_path: Path) -> None:
     first = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
     subprocess.run(["sh", script], check=True)
 
-    assert {Path(secret["file"]).name for secret in COMPOSE["secrets"].values()} <= set(first)
+    made_elsewhere = set() if shutil.which("openssl") else {"review_certificate", "review_key"}
+    assert {Path(secret["file"]).name for secret in COMPOSE["secrets"].values()} <= set(first) | made_elsewhere
     assert first == {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}, (
         "a second run changes nothing"
     )
@@ -163,6 +167,16 @@ def test_health_checks_and_ports_match_the_settings(
         assert loaded.worker.metrics_host == "0.0.0.0" and "ports" not in OURS[name]
 
 
+def test_the_review_page_speaks_tls_on_the_port_that_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = settings_of(OURS["review"], tmp_path, monkeypatch)
+    health = " ".join(OURS["review"]["healthcheck"]["test"])
+    assert loaded.review.tls_certificate is not None and loaded.review.tls_key is not None
+    assert [int(port) for port in URL.findall(health)] == [loaded.review.port]
+    assert OURS["review"]["ports"] == [f"443:{loaded.review.port}"]
+
+
 def test_the_gpu_worker_is_sized_for_one_a40(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = OURS["worker-gpu"]
     loaded = settings_of(gpu, tmp_path, monkeypatch)
@@ -180,7 +194,7 @@ def test_databases_are_reachable_from_inside_only() -> None:
 def test_instances_lie_in_one_volume_that_listener_and_workers_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("listener", "worker-cpu", "worker-gpu"):
+    for name in ("listener", "worker-cpu", "worker-gpu", "review"):
         dockerfile = (ROOT / OURS[name]["build"]["dockerfile"]).read_text()
         assert "store:/srv/mu2/store" in OURS[name]["volumes"]
         assert "MU2_STORE__URL=/srv/mu2/store" in dockerfile

@@ -69,7 +69,7 @@ def test_up_starts_a_killed_service_again_and_stops_cleanly_on_ctrl_c(
     assert second.returncode == 1 and "runs the services of this MU2_HOME already" in second.stderr
 
     up.send_signal(signal.SIGINT)
-    assert up.wait(30) == 0
+    assert up.wait(60) == 0
     assert processes_of(home) == []
 
 

@@ -1,0 +1,29 @@
+# The review page. It shares the worker's packages (volumes, HL7 text); torch for CPUs, because no model runs here.
+# Build from the repository root:
+#   docker build -f docker/review.Dockerfile -t mu2-review .
+FROM python:3.11.11-slim-bookworm AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/mu2
+WORKDIR /source
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+# The CPU build of torch spares 5 GB of CUDA libraries; the second installation finds it satisfied.
+RUN /opt/mu2/bin/pip install -c constraints.txt --index-url https://download.pytorch.org/whl/cpu torch
+COPY worker worker
+COPY dicom_listener dicom_listener
+COPY mu2_model mu2_model
+COPY training training
+COPY migrations migrations
+RUN /opt/mu2/bin/pip install -c constraints.txt '.[review,worker]'
+
+FROM python:3.11.11-slim-bookworm
+RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin mu2 \
+    && install -d -o mu2 -g mu2 -m 0750 /var/lib/mu2 /srv/mu2/store
+COPY --from=build /opt/mu2 /opt/mu2
+ENV PATH=/opt/mu2/bin:$PATH PYTHONUNBUFFERED=1 MU2_HOME=/var/lib/mu2 MU2_STORE__URL=/srv/mu2/store
+WORKDIR /var/lib/mu2
+USER mu2
+EXPOSE 8080
+HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=4 \
+    CMD ["python", "-c", "import ssl, urllib.request; urllib.request.urlopen('https://127.0.0.1:8080/livez', timeout=4, context=ssl._create_unverified_context())"]
+STOPSIGNAL SIGTERM
+CMD ["mu2", "review"]
