@@ -19,13 +19,13 @@ from sqlalchemy.orm import Session
 from worker import variants
 from worker.core import audit, outbox, reports, studies
 from worker.core.database import Database
-from worker.core.errors import InvalidObjectError, NothingToReportError, ReportError, StoreUnavailableError, StudyError
+from worker.core.errors import InvalidObjectError, NothingToReportError, ReportError, StoreUnavailableError
 from worker.core.records import Disposition, Instance, ReportVersion
 from worker.core.settings import Destination, ImagingSettings, Settings
 from worker.core.studies import Claim
-from worker.imaging import stored, study
+from worker.imaging import preview, stored, study
 from worker.imaging.rules import ImagingRules
-from worker.imaging.study import Examination, StudyVolumes
+from worker.imaging.study import StudyVolumes
 from worker.imaging.volume import Volume
 from worker.inference.reporter import Deadline, Drafted, Reporter
 from worker.metrics import Metrics
@@ -66,18 +66,18 @@ def prepare(means: Means, claim: Claim) -> None:
     root = means.settings.store_root
     paths = [root / path for path in _kept_paths(means.database, claim)]
     variants.verify(means.database, root, claim.study_id, means.metrics)
-    examination = study.examine(paths, rules(means.settings.imaging))
-    try:
-        volumes = study.build_examined(examination, rules(means.settings.imaging))
-    except NothingToReportError as error:
-        choice, reason = _choice(examination, None), str(error)
+    limits = rules(means.settings.imaging)
+    found = study.assemble(study.examine(paths, limits), limits)
+    choice = _choice(found)
+    if isinstance(found.refusal, NothingToReportError):
+        reason = str(found.refusal)
         means.record(lambda session: studies.skip(session, claim, reason, choice))
         return
-    except StudyError:
-        means.record(lambda session: _note_choice(session, claim, _choice(examination, None)))
-        raise
-    folder = _store_input(root, claim, volumes.volumes)
-    means.record(lambda session: studies.store_prepared(session, claim, _choice(examination, volumes), folder))
+    if found.refusal is not None:
+        means.record(lambda session: _note_choice(session, claim, choice))
+        raise found.refusal
+    folder = _store_input(root, claim, found.volumes)
+    means.record(lambda session: studies.store_prepared(session, claim, choice, folder))
 
 
 def draft(means: Means, claim: Claim, reporter: Reporter, deadline: Deadline) -> list[str]:
@@ -140,15 +140,14 @@ def _store_input(root: Path, claim: Claim, volumes: tuple[Volume, ...]) -> str:
         raise StoreUnavailableError(f"the model input cannot be written: {error.strerror}") from error
     for number, volume in enumerate(volumes, start=1):
         stored.save(volume, root / folder / f"volume-{number:02d}.npz")
+        preview.write(volume, root / folder / f"preview-{number:02d}.png")
     return str(folder)
 
 
-def _choice(examination: Examination, volumes: StudyVolumes | None) -> dict[str, Any]:
+def _choice(found: StudyVolumes) -> dict[str, Any]:
     """What was decided about every series, what was repaired and what could not be read, as `mu2 study show` prints it."""
-    verdicts = volumes.verdicts if volumes else examination.choice.verdicts
-    built = volumes.volumes if volumes else ()
     return {
-        "series": [{**asdict(verdict), "cause": verdict.cause.value} for verdict in verdicts],
+        "series": [{**asdict(verdict), "cause": verdict.cause.value} for verdict in found.verdicts],
         "volumes": [
             {
                 "series_uid": volume.series_uid,
@@ -158,9 +157,9 @@ def _choice(examination: Examination, volumes: StudyVolumes | None) -> dict[str,
                 "regions": list(volume.regions),
                 "repairs": list(volume.repairs),
             }
-            for volume in built
+            for volume in found.volumes
         ],
-        "unreadable": len(examination.unreadable),
+        "unreadable": len(found.unreadable),
     }
 
 

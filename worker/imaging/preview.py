@@ -46,7 +46,7 @@ def draw(volume: Volume, window: Window | None = None) -> Image.Image:
     scale = _PANEL_PIXELS / float(extents.max())
     panels = []
     for name, axis, letters in _PLANES:
-        plane = np.take(array, array.shape[axis] // 2, axis=axis)
+        plane = array[(slice(None),) * axis + (array.shape[axis] // 2,)]
         height_mm, width_mm = np.delete(extents, axis)
         size = (max(1, round(width_mm * scale)), max(1, round(height_mm * scale)))
         picture = Image.fromarray(_grey(plane, window)).resize(size, Image.Resampling.BILINEAR)
@@ -74,7 +74,7 @@ def write(volume: Volume, path: Path | str, window: Window | None = None) -> Non
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".preview-") as folder:
             unfinished = Path(folder) / "preview.png"
-            draw(volume, window).save(unfinished, format="PNG", optimize=True)
+            draw(volume, window).save(unfinished, format="PNG", compress_level=3)
             unfinished.replace(path)
     except OSError as error:
         raise StoreUnavailableError(f"The preview cannot be written: {error.strerror or 'output error'}.") from error
