@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from training.phantoms import demo
 from training.phantoms.contact_sheet import write_sheet
-from training.phantoms.generate import SEEDS_A_SET, ImageFormat, Order, generate
+from training.phantoms.generate import SEEDS_A_SET, ImageFormat, Order, Split, generate
 from training.phantoms.phantom import make_phantom
 
 NOTES = Console(stderr=True)
@@ -19,16 +19,16 @@ SHEET_PHANTOMS = 8
 
 def phantoms(
     out: Annotated[Path | None, typer.Option(help="Folder for images, labels and manifest.jsonl.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="How many phantoms.")] = 10,
+    count: Annotated[int, typer.Option(min=1, max=SEEDS_A_SET, help="How many phantoms.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Which set; sets of two seeds share no phantom.")] = 0,
     full: Annotated[bool, typer.Option("--full/--core", help="All 25 findings, or the 12 of PhantomCT-core.")] = False,
     image_format: Annotated[ImageFormat, typer.Option("--format", help="How images are stored.")] = ImageFormat.NIFTI,
     labels: Annotated[
         bool, typer.Option(help="Store organ and finding labels a voxel (numpy has them always).")
     ] = False,
-    split: Annotated[str, typer.Option(help="Split written to the manifest.")] = "train",
+    split: Annotated[Split, typer.Option(help="Split written to the manifest.")] = Split.TRAIN,
     processes: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
-    sheet: Annotated[Path | None, typer.Option(help="Draw a contact sheet of the first phantoms to this PNG.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Draw a contact sheet of the first phantoms to this picture.")] = None,
     demo_folder: Annotated[
         Path | None, typer.Option("--demo", help="Write the demo study there, nothing else.")
     ] = None,
@@ -42,7 +42,7 @@ def phantoms(
         NOTES.print(f"{len(written)} files in {demo_folder}")
         return
     if out is None and sheet is None:
-        raise typer.BadParameter("say where: --out FOLDER, --sheet PICTURE.png or --demo FOLDER")
+        raise typer.BadParameter("say where: --out FOLDER, --sheet PICTURE or --demo FOLDER")
     if sheet is not None:
         first = seed * SEEDS_A_SET
         drawn = [make_phantom(first + number, full=full) for number in range(min(count, SHEET_PHANTOMS))]

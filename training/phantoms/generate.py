@@ -33,6 +33,14 @@ class ImageFormat(StrEnum):
     NONE = "none"  # reports and truth only
 
 
+class Split(StrEnum):
+    """What a set of phantoms is for."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
 @dataclass(frozen=True)
 class Order:
     """What to make and where."""
@@ -43,7 +51,7 @@ class Order:
     full: bool = False
     image_format: ImageFormat = ImageFormat.NIFTI
     labels: bool = False
-    split: str = "train"
+    split: Split = Split.TRAIN
 
     def __post_init__(self) -> None:
         if not 1 <= self.count <= SEEDS_A_SET:
@@ -120,7 +128,7 @@ def make_one(order: Order, number: int) -> None:
     name = order.name(number)
     case = draw_case(order.seed * SEEDS_A_SET + number, full=order.full)
     image = _write_images(order, name, case)
-    row = json.dumps(manifest_row(case, name, image, order.split), ensure_ascii=False)
+    row = json.dumps(manifest_row(case, name, image, order.split.value), ensure_ascii=False)
     rows = order.folder / "rows"
     rows.mkdir(parents=True, exist_ok=True)
     unfinished = rows / f".{name}.part"
@@ -139,7 +147,7 @@ def _same_order(order: Order) -> None:
         "full": order.full,
         "format": order.image_format.value,
         "labels": order.labels,
-        "split": order.split,
+        "split": order.split.value,
     }
     if kept.exists():
         found = json.loads(kept.read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ from training.__main__ import app
 from training.phantoms import dicom
 from training.phantoms.contact_sheet import write_sheet
 from training.phantoms.disease import draw_case
-from training.phantoms.generate import ImageFormat, Order, generate, make_one
+from training.phantoms.generate import ImageFormat, Order, Split, generate, make_one
 from training.phantoms.nifti import write_nifti
 from training.phantoms.phantom import Phantom, render
 
@@ -98,7 +98,7 @@ def test_numpy_holds_volume_affine_and_both_label_maps(tmp_path: Path) -> None:
 
 
 def test_the_manifest_names_image_prompt_answer_and_labels(tmp_path: Path) -> None:
-    list(generate(Order(tmp_path, 1, 5, split="test"), 1))
+    list(generate(Order(tmp_path, 1, 5, split=Split.TEST), 1))
     (row,) = rows(tmp_path)
     assert (tmp_path / str(row["image"])).is_file()
     assert str(row["answer"]).startswith("FINDINGS:")
