@@ -1,7 +1,6 @@
 """What an operator and an auditor see of a worker: health, metrics, logs, heartbeat; and that no patient is in them."""
 
 import json
-import time
 import urllib.error
 import urllib.request
 
@@ -22,11 +21,14 @@ def ask(port: int, path: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def test_worker_tells_its_health_and_what_it_did(site: Site, receiver: MllpReceiver) -> None:
+def test_worker_tells_its_health_and_logs_and_counts_what_it_did(site: Site, receiver: MllpReceiver) -> None:
     site.deliver_to({"name": "ris", "host": "127.0.0.1", "port": receiver.port, "drafts": "R"})
     study_id = site.add_study()
-    port = site.start_worker().wait_for_event("worker_started")["port"]
-    site.wait_for_status(study_id, StudyStatus.DRAFTED)
+    worker = site.start_worker()
+    port = worker.wait_for_event("worker_started")["port"]
+    ended = wait_for(lambda: worker.events("stage_ended") if len(worker.events("stage_ended")) == 2 else [])
+    assert {line["study_id"] for line in ended} == {study_id}
+    assert all(line["task_id"] and line["service"] == "worker" for line in ended)
     wait_for(lambda: "mu2_messages_total{" in ask(port, "/metrics")[1])
     metrics = ask(port, "/metrics")[1]
     assert ask(port, "/livez")[0] == 200
@@ -80,25 +82,3 @@ def test_no_patient_is_in_logs_metrics_or_the_broker(site: Site, receiver: MllpR
         assert secret not in metrics
         assert secret.encode() not in b"".join(payloads)
         assert secret.encode() not in appended
-
-
-def test_logs_are_json_with_study_and_task_ids(site: Site) -> None:
-    study_id = site.add_study()
-    worker = site.start_worker()
-    site.wait_for_status(study_id, StudyStatus.DRAFTED)
-    ended = wait_for(lambda: worker.events("stage_ended") if len(worker.events("stage_ended")) == 2 else [])
-    assert {line["study_id"] for line in ended} == {study_id}
-    assert all(line["task_id"] and line["service"] == "worker" for line in ended)
-
-
-def test_draft_is_acknowledged_within_seconds_of_complete(site: Site, receiver: MllpReceiver) -> None:
-    site.deliver_to({"name": "ris", "host": "127.0.0.1", "port": receiver.port, "drafts": "R"})
-    site.environment["MU2_QUEUE__SWEEP_SECONDS"] = "30"  # only doorbells can be this quick
-    worker = site.start_worker()
-    worker.wait_for_event("worker_started")
-    time.sleep(1)  # the first sweep is over
-    study_id = site.add_study()
-    started = time.monotonic()
-    site.doorbell().ring(queues.PREPARE, study_id)
-    assert receiver.wait_for(1, seconds=10)
-    assert time.monotonic() - started < 5

