@@ -37,6 +37,7 @@ from worker.core.records import Attempt, Message, MessageState, Study, StudyStat
 from worker.core.settings import Settings
 from worker.delivery.mllp_receiver import Behaviour, MllpReceiver
 from worker.services import broker_service, listener_service, with_chosen_ports, worker_service
+from worker.supervisor import Service
 
 PACS = 2
 WORKERS = ("worker-a", "worker-b")
@@ -237,7 +238,7 @@ def _settings(home: Path, receiver_port: int) -> Settings:
     )
 
 
-def _services(config: Settings) -> list:  # type: ignore[type-arg]
+def _services(config: Settings) -> list[Service]:
     other = config.model_copy(update={"worker": config.worker.model_copy(update={"metrics_port": free_port()})})
     return [
         broker_service(config),

@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from sqlalchemy.orm import Session
 
     from worker.core.records import Message, ReportVersion, Study
     from worker.demo.sender import Folder
@@ -125,24 +126,24 @@ class _Run:
             shown = [self._show_study(session, row, truth) for row in studies]
         return bool(shown) and all(shown) and len(shown) == len(self._study_uids)
 
-    def _show_study(self, session: object, study: "Study", truth: list[str]) -> bool:
+    def _show_study(self, session: "Session", study: "Study", truth: list[str]) -> bool:
         from worker.core import reports
         from worker.core.records import MessageState
         from worker.demo import journey
 
-        version = reports.latest(session, study.id)  # type: ignore[arg-type]
+        version = reports.latest(session, study.id)
         if version is None:
             self._explain(study)
             return False
         self._print_draft(version, truth)
-        messages = journey.messages(session, study.id)  # type: ignore[arg-type]
+        messages = journey.messages(session, study.id)
         for message in messages:
             self._print_message(message)
         if not messages:
             self._title("No message could be written for this draft")
             self._console.print("An ORU needs a patient id; this study names none. The draft is stored all the same.")
         self._title("Times")
-        for timing in journey.timings(session, study):  # type: ignore[arg-type]
+        for timing in journey.timings(session, study):
             self._console.print(f"{timing.seconds:8.2f} s  {timing.stage}")
         return all(m.state is MessageState.ACKNOWLEDGED for m in messages)
 
