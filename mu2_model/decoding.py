@@ -51,6 +51,10 @@ class Deadline:
         self.seconds = seconds
         self._end = None if seconds is None else time.monotonic() + seconds
 
+    def remaining(self) -> float | None:
+        """Seconds that are left; None without a deadline."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
     def check(self) -> None:
         """Raise DeadlineExceededError when the time is over."""
         if self._end is not None and time.monotonic() > self._end:

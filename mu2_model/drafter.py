@@ -121,6 +121,21 @@ class ReportDrafter:
             settings = SETTINGS[settings]
         if samples > 1 and not settings.sample:
             raise QuestionError("greedy decoding gives one draft; ask for several with settings='varied'")
+        if self._prompts_differ(questions):
+            arguments: dict[str, Any] = {"max_new_tokens": max_new_tokens, "settings": settings, "samples": samples}
+            deadline = Deadline(deadline_seconds)
+            return [
+                draft
+                for pair in zip(volumes, questions, strict=True)
+                for draft in self.draft(
+                    [pair[0]],
+                    [pair[1]],
+                    deadline_seconds=deadline.remaining(),
+                    evidence=evidence,
+                    progress=progress,
+                    **arguments,
+                )
+            ]
         run = DraftingStages(self.model, self.processor, Deadline(deadline_seconds), progress, self.static_cache)
         with torch.inference_mode():
             rows, prepared = run.prepare(volumes)
@@ -136,6 +151,14 @@ class ReportDrafter:
         if evidence:
             drafts = [self.explain(volumes[i // samples], questions[i // samples], d) for i, d in enumerate(drafts)]
         return drafts
+
+    def _prompts_differ(self, questions: Sequence[str]) -> bool:
+        """Whether published prompts are of different length: fixed positions cannot be padded, so each goes alone."""
+        if self.model.config.image_placement != "second_position" or len(questions) == 1:
+            return False
+        prompts = [self.processor.build_prompt(question) for question in questions]
+        text = self.processor.encode_text(prompts, [question.strip() for question in questions])
+        return not bool(text["attention_mask"].all())
 
     def explain(self, volume: Volume, question: str, draft: Draft) -> Draft:
         """The draft with `evidence`, one entry per sentence; volume and question as it was drafted from."""

@@ -62,7 +62,7 @@ def explain(
     before = _token_log_probabilities(model, maps, text, draft_ids)
     looked_TQ = _attention_to_image(model, maps, text, draft_ids)
     patch_weight_QM = _query_to_patches(model, maps)
-    inside_CP = patches_with_image(prepared.grid, model.config.vision.patch_grid)
+    inside_CP = patches_with_image(prepared.grid, model.config.vision.patch_grid, len(prepared.chunk_mask))
     evidence = []
     generator = torch.Generator().manual_seed(seed)
     for first, last in sentences:
@@ -84,9 +84,8 @@ def explain(
     return evidence
 
 
-def patches_with_image(grid: VolumeGrid, patch_grid: tuple[int, int, int]) -> Tensor:
+def patches_with_image(grid: VolumeGrid, patch_grid: tuple[int, int, int], chunks: int) -> Tensor:
     """Which patches (chunks, patches) hold a voxel of the image; the others are padding."""
-    chunks = -(-grid.shape[0] // grid.chunk_shape[0])
     inside: list[Tensor] = []
     for count, voxels, size in zip(
         (chunks * patch_grid[0], *patch_grid[1:]), grid.shape, grid.chunk_shape, strict=True

@@ -166,6 +166,9 @@ class Mu2ImageProcessor(BaseImageProcessor):
 
     def _apply(self, oriented: NDArray[Any], weights: list[Tensor], repairs: list[str]) -> Tensor:
         over_slices, over_rows, over_columns = weights
+        # Only the body's box is turned into floats and multiplied; the whole plane is still looked at.
+        rows, columns = used_columns(over_rows), used_columns(over_columns)
+        over_rows, over_columns = over_rows[:, rows].contiguous(), over_columns[:, columns].contiguous()
         in_plane = over_rows.new_empty(oriented.shape[0], over_rows.shape[0], over_columns.shape[0])
         broken = padding = dense = 0
         lowest = math.inf
@@ -179,7 +182,7 @@ class Mu2ImageProcessor(BaseImageProcessor):
             lowest = min(lowest, low)
             padding += int((slab < AIR_HU).sum()) if low < AIR_HU else 0
             dense += int((slab > DENSEST_HU).sum()) if high > DENSEST_HU else 0
-            slab = slab.float().clamp_(AIR_HU, DENSEST_HU)
+            slab = slab[:, rows, columns].float().clamp_(AIR_HU, DENSEST_HU)
             in_plane[first : first + SLAB_SLICES] = over_rows @ slab @ over_columns.T
         if lowest > MUST_REACH_BELOW_HU:
             raise VolumeError(
@@ -228,6 +231,12 @@ def check_spacing(spacing_mm: NDArray[np.float64]) -> None:
         )
     if max(spacing_mm[1:]) > MAX_IN_PLANE_MM:
         raise VolumeError(f"pixels of {max(spacing_mm[1:]):.1f} mm: more than {MAX_IN_PLANE_MM:g} mm is not a CT slice")
+
+
+def used_columns(weights: Tensor) -> slice:
+    """The source values, first to last, that any weight (count, source) reaches."""
+    used = (weights != 0).any(dim=0).nonzero().squeeze(1)
+    return slice(int(used[0]), int(used[-1]) + 1)
 
 
 def body_box(oriented: NDArray[Any]) -> tuple[tuple[int, int], tuple[int, int]]:

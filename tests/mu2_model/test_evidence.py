@@ -100,7 +100,7 @@ def test_blanking_fills_exactly_the_chosen_patches() -> None:
 
 def test_patches_with_one_voxel_of_image_count() -> None:
     grid = VolumeGrid((5, 8, 3), (4, 8, 8), (5, 8, 3), np.eye(4), None)
-    live = patches_with_image(grid, (2, 2, 2)).view(2, 2, 2, 2)
+    live = patches_with_image(grid, (2, 2, 2), chunks=2).view(2, 2, 2, 2)
     assert live[0].sum() == 4 and live[1, 0].sum() == 2 and live[1, 1].sum() == 0
 
 
