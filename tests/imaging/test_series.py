@@ -23,7 +23,7 @@ def test_a_soft_tissue_kernel_goes_before_lung_and_bone(a_study: Study) -> None:
 
     assert chosen(choice) == [soft]
     assert reason(choice, lung) == reason(choice, bone)
-    assert reason(choice, lung) == "reportable, but another series that shows chest is preferred."
+    assert reason(choice, lung) == "reportable, but series 2 is preferred: its kernel suits better."
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,29 @@ def test_original_goes_before_derived_and_the_latest_before_the_earlier(a_study:
     latest = a_study.add(AcquisitionTime="120500")
 
     assert chosen(a_study.choose()) == [latest]
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "why"),
+    [
+        ({"ConvolutionKernel": "B31f"}, {"ConvolutionKernel": "B70f"}, "its kernel suits better"),
+        ({"SeriesDescription": "CHEST ABDOMEN"}, {}, "it shows more of what is reported here"),
+        ({"SliceThickness": 3.0}, {"SliceThickness": 1.0}, "its slices are nearer the wanted thickness"),
+        ({}, {"ImageType": ["DERIVED", "PRIMARY", "AXIAL"]}, "it is original, not derived"),
+        ({"AcquisitionTime": "120001"}, {"AcquisitionTime": "120000"}, "it was acquired later"),
+        ({}, {"AcquisitionDate": "", "AcquisitionTime": ""}, "it was acquired later"),
+        ({}, {}, "nothing but its number tells them apart"),
+    ],
+)
+def test_a_series_that_is_not_preferred_says_to_which_and_why(
+    better: dict[str, object], worse: dict[str, object], why: str, a_study: Study
+) -> None:
+    first = a_study.add(**better)
+    second = a_study.add(**worse)
+    choice = a_study.choose()
+
+    assert chosen(choice) == [first]
+    assert reason(choice, second) == f"reportable, but series 1 is preferred: {why}."
 
 
 def test_an_axial_reformat_is_reported_when_there_is_nothing_better(a_study: Study) -> None:

@@ -70,7 +70,9 @@ class Choice:
                 return error(max(doubtful, key=lambda verdict: verdict.images).reason)
         if not self.verdicts:
             return NothingToReportError("The study holds no readable DICOM object.")
-        reasons = "; ".join(f"series {_number(verdict)}: {verdict.reason}" for verdict in self.verdicts[:8])
+        reasons = "; ".join(
+            f"series {_name(verdict.series_number, verdict.part)}: {verdict.reason}" for verdict in self.verdicts[:8]
+        )
         more = f"; and {len(self.verdicts) - 8} more" if len(self.verdicts) > 8 else ""
         return NothingToReportError(f"No CT series to report. {reasons}{more}")
 
@@ -97,15 +99,18 @@ def choose(
                 problem = (Cause.GEOMETRY, str(error))
         if problem is not None:
             verdicts.append(_verdict(stack, *problem))
-    eligible.sort(key=lambda pair: _rank(pair[0], pair[1], rules))
+    ranks = {stack.key: _rank(stack, grid, rules) for stack, grid in eligible}
+    eligible.sort(key=lambda pair: ranks[pair[0].key])
     selected: list[Stack] = []
     for stack, grid in eligible:
-        reason = _already_shown(stack, selected)
-        if reason is None:
+        better = _already_shown(stack, selected)
+        if better is None:
             selected.append(stack)
             verdicts.append(_verdict(stack, Cause.CHOSEN, _describe(stack, grid)))
         else:
-            verdicts.append(_verdict(stack, Cause.SECOND, reason))
+            why = _difference(ranks[better.key], ranks[stack.key], rules)
+            name = _name(better.header.series_number, better.part)
+            verdicts.append(_verdict(stack, Cause.SECOND, f"reportable, but series {name} is preferred: {why}."))
     verdicts.sort(key=lambda verdict: _series_order(verdict.series_number, verdict.series_uid, verdict.part))
     return Choice(tuple(selected), tuple(verdicts))
 
@@ -201,7 +206,7 @@ def _rank(stack: Stack, grid: geometry.Grid, rules: ImagingRules) -> tuple[objec
         "complete": grid.missing > 0,
         "thickness": (round(off, 2), round(stack.thickness_mm, 2)),
         "original": stack.slices[0].image_type[:1] != ("ORIGINAL",),
-        "latest": tuple(-ord(letter) for letter in newest),
+        "latest": (not newest, tuple(-ord(letter) for letter in newest.ljust(len("YYYYMMDDHHMMSS.ffffff"), "0"))),
         "most_slices": -len(stack.slices),
     }
     header = stack.header
@@ -215,18 +220,38 @@ def _series_order(number: int | None, uid: str, part: str) -> tuple[float, str, 
     return (math.inf if number is None else float(number), uid, part)
 
 
-def _already_shown(stack: Stack, selected: Sequence[Stack]) -> str | None:
-    """Why a reportable stack adds nothing to those selected; None when it adds tissue or a region."""
+_BETTER = {
+    "kernel": "its kernel suits better",
+    "coverage": "it shows more of what is reported here",
+    "complete": "it has no missing slices",
+    "thickness": "its slices are nearer the wanted thickness",
+    "original": "it is original, not derived",
+    "latest": "it was acquired later",
+    "most_slices": "it has more slices",
+}
+"""What a preference found better about the series that won."""
+
+
+def _difference(better: tuple[object, ...], worse: tuple[object, ...], rules: ImagingRules) -> str:
+    """The first preference by which two ranks differ, in words."""
+    for name, ours, theirs in zip(rules.preferences, better, worse, strict=False):  # ranks end in a tie-break
+        if ours != theirs:
+            return _BETTER[name]
+    return "nothing but its number tells them apart"
+
+
+def _already_shown(stack: Stack, selected: Sequence[Stack]) -> Stack | None:
+    """The selected stack that shows what this one shows; None when it adds tissue or a region."""
     if not selected:
         return None
-    overlap = max(_overlap(stack, other) for other in selected)
+    nearest = max(selected, key=lambda other: (_overlap(stack, other), len(set(stack.regions) & set(other.regions))))
+    overlap = _overlap(stack, nearest)
     if 0 <= overlap < 0.2:
         return None
     covered = {region for other in selected for region in other.regions}
     if overlap < 0.8 and not covered.issuperset(stack.regions):
         return None
-    what = ", ".join(stack.regions) or "the same tissue"
-    return f"reportable, but another series that shows {what} is preferred."
+    return nearest
 
 
 def _overlap(stack: Stack, other: Stack) -> float:
@@ -260,6 +285,5 @@ def _verdict(stack: Stack, cause: Cause, reason: str) -> Verdict:
     )
 
 
-def _number(verdict: Verdict) -> str:
-    name = "?" if verdict.series_number is None else str(verdict.series_number)
-    return f"{name} {verdict.part}".strip()
+def _name(number: int | None, part: str) -> str:
+    return f"{'without number' if number is None else number} {part}".strip()
