@@ -1,6 +1,9 @@
 """The voxels: what is labelled is there, where and as large as the truth says, the same every time."""
 
 import hashlib
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -48,6 +51,23 @@ def test_the_bytes_of_a_seed_are_those_of_every_machine() -> None:
     # The digest was taken on x86-64; only exactly rounded operations reach a voxel, so any processor must agree.
     digest = hashlib.sha256(make_phantom(9).hu.tobytes()).hexdigest()
     assert digest == "a2937c2918fd05c7a1c83193a6c57649affe9e5ebae4343139b26dbafb272527"
+
+
+def test_the_processors_vector_unit_changes_no_byte() -> None:
+    multiarray = np._core._multiarray_umath  # where numpy lists what it dispatches by processor
+    faster = [name for name in multiarray.__cpu_dispatch__ if multiarray.__cpu_features__.get(name)]
+    if not faster:
+        pytest.skip("numpy has only its baseline on this processor")
+    code = (
+        "import hashlib\n"
+        "from training.phantoms.disease import draw_case\n"
+        "from training.phantoms.phantom import render\n"
+        "print(hashlib.sha256(render(draw_case(12), range(20, 40)).hu.tobytes()).hexdigest())"
+    )
+    environment = {**os.environ, "NPY_DISABLE_CPU_FEATURES": " ".join(faster)}
+    plain = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    here = hashlib.sha256(render(draw_case(12), range(20, 40)).hu.tobytes()).hexdigest()
+    assert plain.stdout.strip() == here
 
 
 def test_some_slices_alone_are_those_of_the_whole() -> None:
