@@ -1,8 +1,10 @@
 """Which series is reported, and why not each other."""
 
+import doctest
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -336,3 +338,10 @@ def test_no_reason_and_no_refusal_repeats_what_a_sender_wrote(a_study: Study) ->
 def test_rules_that_make_no_sense_are_settings_errors(wrong: dict[str, object]) -> None:
     with pytest.raises(SettingsError):
         ImagingRules(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("module", [kernels, regions])
+def test_examples_in_docstrings_hold(module: ModuleType) -> None:
+    outcome = doctest.testmod(module)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
