@@ -87,7 +87,7 @@ def parse(answer: str) -> Verdict | None:
 
 
 def _section(answer: str, name: str) -> str | None:
-    found = re.search(rf"\[{re.escape(name)}\]\s*:?\s*(.*?)(?=\n\s*\[|\Z)", answer, re.DOTALL)
+    found = re.search(rf"\[{re.escape(name)}\][ \t]*:?(.*?)(?=^\s*\[|\Z)", answer, re.DOTALL | re.MULTILINE)
     return None if found is None else found.group(1).strip().strip("`").strip()
 
 
