@@ -173,11 +173,15 @@ def generate(order: Order, processes: int | None = None) -> Iterator[int]:
             done += 1
             yield done
     else:
-        with ProcessPoolExecutor(workers) as pool:
+        pool = ProcessPoolExecutor(workers)
+        try:
             for finished in as_completed([pool.submit(make_one, order, number) for number in missing]):
                 finished.result()
                 done += 1
                 yield done
+        finally:
+            # After Ctrl-C only the phantoms under way are finished, not all that were asked for.
+            pool.shutdown(cancel_futures=True)
     write_manifest(order)
 
 
