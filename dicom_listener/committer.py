@@ -10,6 +10,7 @@ commit is shared by as many instances as arrive in the time of one.
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -42,8 +43,18 @@ class _Waiting:
 class Committer:
     """Commits instances for many associations at once. Safe for threads."""
 
-    def __init__(self, store: Store, database: Database, metrics: Metrics, on_failure: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        database: Database,
+        metrics: Metrics,
+        on_failure: Callable[[], None],
+        turn: AbstractContextManager[None] | None = None,
+    ) -> None:
         self._store = store
+        self._turn: AbstractContextManager[None] = (
+            turn or nullcontext()
+        )  # processes that share one SQLite file take turns
         self._recorder = Recorder(database)
         self._metrics = metrics
         self._on_failure = on_failure  # files without rows are left behind
@@ -106,7 +117,8 @@ class Committer:
 
     def _record(self, placed: list[_Waiting]) -> None:
         try:
-            recorded = self._recorder.record([waiting.arrival for waiting in placed])
+            with self._turn:
+                recorded = self._recorder.record([waiting.arrival for waiting in placed])
         except DatabaseUnavailableError as error:
             self._fail(placed, error)
         except SQLAlchemyError as error:

@@ -233,7 +233,7 @@ def _receive(control: socket.socket, settings: Settings) -> None:
         nonlocal lost_rows
         lost_rows += 1
 
-    reception = Reception(settings, database, metrics, on_lost_rows)
+    reception = Reception(settings, database, metrics, on_lost_rows, one_of_many=True)
     reception.store.open()
     poll = select.poll()
     poll.register(control, select.POLLIN)

@@ -16,7 +16,7 @@ from dicom_listener.door import oldest_of_busiest
 from dicom_listener.handlers import Services
 from dicom_listener.metrics import Metrics
 from dicom_listener.negotiation import Refusal, Refused
-from dicom_listener.storage import Store
+from dicom_listener.storage import Store, Turn
 from worker.core import audit
 from worker.core.database import Database
 from worker.core.errors import DatabaseUnavailableError, SettingsError
@@ -74,14 +74,21 @@ class Reception:
     """Serves connections that have begun to speak. Raises `SettingsError` or `StoreUnavailableError` at the start."""
 
     def __init__(
-        self, settings: Settings, database: Database, metrics: Metrics, on_lost_rows: Callable[[], None]
+        self,
+        settings: Settings,
+        database: Database,
+        metrics: Metrics,
+        on_lost_rows: Callable[[], None],
+        *,
+        one_of_many: bool = False,
     ) -> None:
         self.settings: DicomSettings = settings.dicom
         self.tls = tls_context(settings.dicom)
         self.holds = Holds(settings.dicom.open_association_limit_seconds)
         self.store = Store(settings.store_root, settings.store.floor_bytes)
         self.commitments = CommitmentService(settings.dicom, self.store, database)
-        self._committer = Committer(self.store, database, metrics, on_lost_rows)
+        turn = Turn(self.store.root / "turn.lock") if one_of_many and database.is_sqlite else None
+        self._committer = Committer(self.store, database, metrics, on_lost_rows, turn)
         ranking = Ranking(settings.queue.priority_rules)
         self.services = Services(self.store, self._committer, self.holds, ranking, metrics)
         self._metrics = metrics
