@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, PreTrainedConfig, Qwen3Config
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from mu2_model.configuration_mu2 import Mu2Config, Mu2VisionConfig
 from mu2_model.errors import CheckpointError
@@ -35,11 +36,11 @@ NEEDED_KEYS = (
     "patch_size",
     "u2t_num_heads",
     "u2t_top_k",
-    "num_3d_query_token",
     "use_multi_scale",
     "enable_diffts",
     "enable_dmtp",
 )
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # Keys of config.json that describe the image side; the rest belongs to the language model.
 IMAGE_KEYS = re.compile(
     r"^(image_|patch_size|vision_|mm_|proj_|u2t_|enable_|use_multi_scale|num_3d_|attn_type|freeze_|tune_)"
@@ -90,7 +91,8 @@ def convert_checkpoint(
     """Convert a published checkpoint folder, or the file of a vision tower alone, into the folder `dst`.
 
     `question_padding` is what the model was trained with: None for Qwen3 checkpoints, 768 or 1024 for those of 2025 on
-    Llama. Raises CheckpointError for anything that is not exactly as published. Returns the config that was written.
+    Llama. A folder without a tokenizer gives weights and image processor only, which a drafter refuses. Raises
+    CheckpointError for anything that is not exactly as published. Returns the config that was written.
     """
     src, dst = Path(src), Path(dst)
     if src.is_file():
@@ -99,11 +101,10 @@ def convert_checkpoint(
     raw = dict(read_tensors(src))
     attention = attention_kind(raw)
     tensors = {our_name(name): tensor for name, tensor in split_packed(raw)}
-    tokenizer = AutoTokenizer.from_pretrained(src)
-    image_token: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    if image_token is None or image_token == tokenizer.unk_token_id:
-        raise CheckpointError(f"the tokenizer of {src} has no token {IMAGE_TOKEN}")
-    config = legacy_config(published, attention, tensors, int(image_token), src.name)
+    text_config = read_text_config(published, tensors)
+    tokenizer = read_tokenizer(src, text_config)
+    image_token: Any = 0 if tokenizer is None else tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    config = legacy_config(published, text_config, attention, tensors, int(image_token), src.name)
     untie(tensors, config)
     with torch.device("meta"):
         model = Mu2ForConditionalGeneration(config)
@@ -115,6 +116,9 @@ def convert_checkpoint(
     model.save_pretrained(dst)
     size = config.vision.image_size
     image = Mu2ImageProcessor(size[1], size[0], max(PUBLISHED_SLICES // size[0], 1) * size[0], form="published")
+    if tokenizer is None:
+        image.save_pretrained(dst)
+        return config
     queries = config.tokenizer.num_query_tokens
     Mu2Processor(
         image, tokenizer, num_image_tokens=queries, prompt_form="published", question_padding=question_padding
@@ -152,7 +156,12 @@ def read_vision_tower(file: Path) -> tuple[Mu2VisionConfig, dict[str, Tensor]]:
         if name not in tensors:
             raise CheckpointError(f"missing tensor: {file.name} has nothing for {name}")
     voxels = tensors["patch_embedding.weight"].shape[1]
-    published = {"image_size": [32, 256, 256], "patch_size": [4, 16, 16]}
+    patches = tensors["position_embedding"].shape[1]
+    # Twice as many patches along rows and columns as along slices, as published (8 x 16 x 16).
+    depth = round((patches / 4) ** (1 / 3))
+    if 4 * depth**3 != patches:
+        raise CheckpointError(f"mis-shaped tensor: position_embedding of {patches} patches, 8 x 16 x 16 are published")
+    published = {"image_size": [depth * 4, depth * 32, depth * 32], "patch_size": [4, 16, 16]}
     if voxels != 4 * 16 * 16:
         raise CheckpointError(
             f"mis-shaped tensor: patch_embedding.weight takes {voxels} voxels, 4 x 16 x 16 are published"
@@ -162,6 +171,17 @@ def read_vision_tower(file: Path) -> tuple[Mu2VisionConfig, dict[str, Tensor]]:
         expected = {key: value.shape for key, value in Mu2VisionTower(config).state_dict().items()}
     check_names(tensors, expected)
     return config, tensors
+
+
+def read_tokenizer(folder: Path, text_config: PreTrainedConfig) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a published checkpoint, None where there is no file of one; CheckpointError without placeholder."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, config=text_config)
+    image_token: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    if image_token is None or image_token == tokenizer.unk_token_id:
+        raise CheckpointError(f"the tokenizer of {folder} has no token {IMAGE_TOKEN}")
+    return tokenizer
 
 
 def read_published_config(folder: Path) -> dict[str, Any]:
@@ -237,14 +257,22 @@ def vision_name(name: str) -> str:
     return name
 
 
+def read_text_config(published: dict[str, Any], tensors: dict[str, Tensor]) -> PreTrainedConfig:
+    """The language model's config: its keys of the flat config.json, its vocabulary from the tensors."""
+    fields = {k: v for k, v in published.items() if not IMAGE_KEYS.match(k) and k not in DROPPED_KEYS}
+    fields["vocab_size"] = _tensor(tensors, "model.language_model.embed_tokens.weight").shape[0]
+    return TEXT_CONFIGS[published["model_type"].lower()](**fields)
+
+
 def legacy_config(
-    published: dict[str, Any], attention: Attention, tensors: dict[str, Tensor], image_token: int, name: str
+    published: dict[str, Any],
+    text_config: PreTrainedConfig,
+    attention: Attention,
+    tensors: dict[str, Tensor],
+    image_token: int,
+    name: str,
 ) -> Mu2Config:
     """The config of the converted model: switches from config.json, sizes from the tensors."""
-    text_fields = {k: v for k, v in published.items() if not IMAGE_KEYS.match(k) and k not in DROPPED_KEYS}
-    embeddings = _tensor(tensors, "model.language_model.embed_tokens.weight")
-    text_fields["vocab_size"] = embeddings.shape[0]
-    text_config = TEXT_CONFIGS[published["model_type"].lower()](**text_fields)
     stored = list(published["image_size"])
     bias = "model.visual_tokenizer.refiner.layers.0.spatial_attention.attention.relative_bias"
     pattern = re.compile(r"^model\.visual_tokenizer\.refiner\.layers\.(\d+)\.")
@@ -252,7 +280,7 @@ def legacy_config(
     tokenizer: dict[str, Any] = {
         "num_attention_heads": published["u2t_num_heads"],
         "num_layers": len(layers),
-        "num_query_tokens": published["num_3d_query_token"],
+        "num_query_tokens": _tensor(tensors, "model.visual_tokenizer.aggregator.query_tokens").shape[1],
         "num_selected_tokens": published["u2t_top_k"],
         "projector_pooling_size": published.get("proj_pooling_size", 2),
     }
@@ -292,7 +320,7 @@ def vision_sizes(tensors: dict[str, Tensor], prefix: str, published: dict[str, A
         "num_hidden_layers": len(blocks),
         "num_attention_heads": max(patch.shape[0] // VISION_HEAD_WIDTH, 1),
         "intermediate_size": _tensor(tensors, prefix + "blocks.0.fc1.weight").shape[0],
-        "num_channels": 1,
+        "num_channels": published.get("image_channel", 1),
         "image_size": [first, second, third] if first <= third else [third, first, second],
         "patch_size": list(published["patch_size"]),
     }

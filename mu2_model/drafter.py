@@ -58,6 +58,8 @@ class ReportDrafter:
         folder = Path(path)
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"no config.json in the model folder {folder}")
+        if not (folder / "processor_config.json").is_file():
+            raise CheckpointError(f"no processor_config.json in {folder}: the checkpoint came without a tokenizer")
         loaded: Any = Mu2ForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
         model, info = loaded
         broken = sorted({*info["missing_keys"], *info["unexpected_keys"], *(key[0] for key in info["mismatched_keys"])})

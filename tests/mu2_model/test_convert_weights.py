@@ -1,5 +1,6 @@
 """Published checkpoints convert strictly; the key tree is that of the releases by name and shape."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from mu2_model.configuration_mu2 import Mu2Config, Mu2VisionConfig
 from mu2_model.convert_weights import convert_checkpoint, load_vision_tower, our_name, split_packed
+from mu2_model.drafter import ReportDrafter
 from mu2_model.errors import CheckpointError
 from mu2_model.modeling_mu2 import Mu2ForConditionalGeneration
 from mu2_model.processing_mu2 import Mu2Processor
@@ -62,8 +64,8 @@ def test_an_unexpected_tensor_is_named(tmp_path: Path, tensors: dict[str, Tensor
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
-    message = broken(lambda t: t.__delitem__("model.u2tokenizer.query_tokens"), tmp_path, tensors)
-    assert message == "missing tensor: model.visual_tokenizer.aggregator.query_tokens (1, 6, 32)"
+    message = broken(lambda t: t.__delitem__("model.mm_projector.projector.0.bias"), tmp_path, tensors)
+    assert message == "missing tensor: model.projector.fc1.bias (32,)"
 
 
 def test_a_mis_shaped_tensor_is_named(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
@@ -95,6 +97,38 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, tensors: dict[str, T
     torch.save({"model.norm.weight": Path}, tmp_path / "src" / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="could run code"):
         convert_checkpoint(tmp_path / "src", tmp_path / "dst")
+
+
+def test_a_folder_without_a_tokenizer_gives_weights_that_no_drafter_takes(
+    tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
+    folder = write_checkpoint(tmp_path / "src", SMALL, tensors)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    convert_checkpoint(folder, tmp_path / "dst")
+    assert (
+        Mu2ForConditionalGeneration.from_pretrained(tmp_path / "dst").config.tokenizer.num_query_tokens == SMALL.queries
+    )
+    with pytest.raises(CheckpointError, match="without a tokenizer"):
+        ReportDrafter.from_pretrained(tmp_path / "dst")
+
+
+def test_the_rotary_base_and_scaling_of_the_language_model_come_from_the_config(
+    tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
+    folder = write_checkpoint(tmp_path / "src", SMALL, tensors)
+    flat = json.loads((folder / "config.json").read_text())
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    (folder / "config.json").write_text(json.dumps({**flat, "rope_theta": 500000.0, "rope_scaling": scaling}))
+    convert_checkpoint(folder, tmp_path / "dst")
+    text = Mu2Config.from_pretrained(tmp_path / "dst").get_text_config()
+    assert text.rope_parameters == {**scaling, "rope_theta": 500000.0}
 
 
 def test_a_config_of_another_model_is_refused(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
