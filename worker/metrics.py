@@ -24,7 +24,7 @@ class Metrics:
         self.due = Gauge("mu2_due", "Studies that wait for a stage now.", ["stage"], registry=self.registry)
         self.claim_age_seconds = Gauge(
             "mu2_claim_age_seconds",
-            "Seconds since this process last claimed something, 0 while nothing is due; high means deaf.",
+            "Seconds since the last claim while work is due and a slot is free; high means deaf.",
             ["stage"],
             registry=self.registry,
         )

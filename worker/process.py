@@ -57,6 +57,11 @@ class Slots:
         """Whether any slot is taken."""
         return self._taken > 0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether every slot is taken."""
+        return self._taken == self.count
+
     def take(self) -> bool:
         """Takes a slot if one is free, without waiting."""
         with self._lock:

@@ -129,7 +129,7 @@ class Sweeper:
             self._worker.metrics.due.labels(stage.value).set(count)
             if stage not in self._worker.stages:
                 continue
-            if count == 0:
+            if count == 0 or self._worker.slots[stage].is_full:  # whoever is at work claims the next one
                 self._due_since.pop(stage, None)
                 self._worker.metrics.claim_age_seconds.labels(stage.value).set(0)
                 continue

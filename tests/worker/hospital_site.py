@@ -244,6 +244,10 @@ class Site:
         with self.database.read() as session:
             return session.scalar(sa.select(sa.func.count()).select_from(table).where(*where)) or 0
 
+    def wait_for_count(self, table: type[Base], count: int) -> None:
+        """Returns when a table has this many rows."""
+        wait_for(lambda: self.count(table) == count, what=f"{count} rows of {table.__tablename__}")
+
     def owns(self, study_id: str, path: Path) -> bool:
         """Whether a file of the store belongs to a study."""
         relative = str(path.relative_to(self.store))

@@ -85,7 +85,7 @@ def test_study_that_kills_every_worker_is_quarantined(site: Site) -> None:
     study_id = site.add_study(**BIG)
     for crashes in (1, 2):
         doomed = site.start_worker("-Q", "prepare", ready=False)
-        wait_for(lambda crashes=crashes: len(site.rows(Attempt)) == crashes)
+        site.wait_for_count(Attempt, crashes)
         doomed.kill()
         wait_for(lambda: site.study(study_id).lease_until < studies.now())  # type: ignore[operator]
     site.start_worker("-Q", "prepare", ready=False)

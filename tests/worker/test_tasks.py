@@ -1,6 +1,7 @@
 """What becomes of a study by the class of its error, and how doorbells share the work; in one process, on a real database."""
 
 import threading
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -178,6 +179,36 @@ def test_late_instance_while_drafting_refuses_the_result_and_opens_a_revision(
     draft(worker_process)
     assert [version.study_revision for version in site.rows(ReportVersion)] == [2]
     assert reporter.drafted == [12, 13]
+
+
+def test_requeued_study_gets_a_second_version_beside_the_first(site: Site, worker_process: WorkerProcess) -> None:
+    study_id = site.add_study()
+    for _ in range(2):
+        prepare(worker_process)
+        draft(worker_process)
+        if len(site.rows(ReportVersion)) == 1:
+            site.database.run(lambda session: studies.requeue(session, study_id))
+    versions = sorted(site.rows(ReportVersion), key=lambda version: version.number)
+    assert [(version.number, version.study_revision) for version in versions] == [(1, 1), (2, 2)]
+    assert versions[1].status_time > versions[0].status_time
+
+
+def test_process_is_deaf_only_when_work_is_due_and_a_slot_is_free(
+    site: Site, worker_process: WorkerProcess, reporter: ScriptedReporter
+) -> None:
+    worker_process._sweeper.close()
+    site.add_study()
+    prepare(worker_process)
+    draft_slots = worker_process.slots[Stage.DRAFT]
+    while draft_slots.take():
+        pass
+    worker_process._sweeper.sweep()
+    assert worker_process._sweeper.longest_wait_seconds == 0
+    draft_slots.give()
+    worker_process._sweeper.sweep()
+    time.sleep(0.05)
+    assert worker_process._sweeper.longest_wait_seconds >= 0.05
+    assert worker_process.hears()
 
 
 def test_heart_stops_a_draft_whose_lease_was_lost(
