@@ -18,12 +18,13 @@ def training() -> None:
 def main() -> None:
     """Run the command; `phantoms` needs no torch, so it does not wait for it."""
     if sys.argv[1:2] != ["phantoms"]:
-        from training import commands, evaluation_commands, floors_command, smoke
+        from training import commands, evaluation_commands, floors_command, smoke, synthesize_command
 
         commands.mount(app)
         evaluation_commands.mount(app)
         app.command()(floors_command.floors)
         app.command()(smoke.smoke)
+        app.command()(synthesize_command.synthesize)
     app()
 
 

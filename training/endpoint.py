@@ -59,6 +59,7 @@ class Endpoint:
     max_backoff_seconds: float = 60.0
     requests_per_second: float = 5.0
     max_tokens: int = 2048
+    _client: httpx.Client = field(default_factory=httpx.Client, repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
     _free_at: float = field(default=0.0, repr=False)
 
@@ -73,7 +74,7 @@ class Endpoint:
                 time.sleep(self._wait(attempt))
             self._take_turn()
             try:
-                response = httpx.post(
+                response = self._client.post(
                     f"{self.base_url.rstrip('/')}/chat/completions",
                     json=body,
                     headers=self._headers(),

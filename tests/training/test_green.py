@@ -121,7 +121,7 @@ def endpoint() -> Iterator[Endpoint]:
             """Be silent."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield Endpoint(f"http://127.0.0.1:{server.server_port}/v1", "any")
     server.shutdown()

@@ -129,7 +129,9 @@ def test_f1_counts_positives_only() -> None:
 
 def test_side_place_and_size_are_scored_apart() -> None:
     wrong_side = compare([NODULE], [Stated("lung_nodule", "right", "upper lobe", 12)])
-    right = compare([NODULE, CYST], [Stated("lung_nodule", "left", "lower lobe", 14), Stated("hepatic_cyst", "", "", 50)])
+    right = compare(
+        [NODULE, CYST], [Stated("lung_nodule", "left", "lower lobe", 14), Stated("hepatic_cyst", "", "", 50)]
+    )
     assert findings.side_accuracy([wrong_side, right]) == 0.5
     assert findings.place_accuracy([right]) == 0.0
     assert findings.size_accuracy([right]) == 0.5

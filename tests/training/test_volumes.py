@@ -94,9 +94,10 @@ def test_stored_tower_tokens_are_those_of_the_tower(world: Path, cases: list[Cas
     with torch.no_grad():
         direct = model.model.encode_chunks(pixels["pixel_values"], pixels["chunk_mask"])
         pooled = stacked["tower_tokens"]
-        projected = model.model.projector.fc2(
-            torch.nn.functional.gelu(model.model.projector.fc1(pooled))
-        ) * stacked["chunk_mask"][:, :, None, None]
+        projected = (
+            model.model.projector.fc2(torch.nn.functional.gelu(model.model.projector.fc1(pooled)))
+            * stacked["chunk_mask"][:, :, None, None]
+        )
     torch.testing.assert_close(projected, direct, atol=2e-3, rtol=0)
 
 
