@@ -23,6 +23,7 @@ from worker.core.settings import ReviewSettings, Settings
 from worker.imaging import heat, stored
 from worker.imaging.volume import Volume
 from worker.review.app import create_app
+from worker.review.server import PageServer
 
 PASSWORD = "correct horse battery"
 SENTENCES = (
@@ -161,7 +162,8 @@ class Reader(httpx.Client):
 def served(app: FastAPI) -> Iterator[str]:
     """The application on a loopback port, as the base address."""
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
+    ours = hasattr(app.state, "office")
+    server = PageServer(config) if ours else uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 20

@@ -178,6 +178,7 @@ def change(
     new_text, new_origin, new_assessment = _changed(row, text, assessment)
     same = (new_text, new_assessment) == (row.text, row.assessment)
     applied = row.revision == revision or same
+    _settle_earlier(session, row.id, user.id)
     session.add(
         SentenceEdit(
             sentence_id=row.id,
@@ -252,6 +253,20 @@ def settle(session: Session, edit_id: int, reader: Reader, *, take: bool) -> Wor
         else:
             change(session, row.id, reader, revision=row.revision, text=edit.text)
     return row
+
+
+def _settle_earlier(session: Session, sentence_id: str, user_id: str) -> None:
+    """A reader's newer text takes the place of an older one of theirs that was in conflict."""
+    session.execute(
+        sa.update(SentenceEdit)
+        .where(
+            SentenceEdit.sentence_id == sentence_id,
+            SentenceEdit.user_id == user_id,
+            SentenceEdit.outcome == EditOutcome.CONFLICT,
+            SentenceEdit.settled_at.is_(None),
+        )
+        .values(settled_at=studies.now())
+    )
 
 
 def in_order(sentences: Sequence[WorkingSentence]) -> list[WorkingSentence]:

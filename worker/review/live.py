@@ -56,8 +56,10 @@ class Hub:
                 await asyncio.wait_for(self._closing.wait(), LOOK_SECONDS)
 
     def close(self) -> None:
-        """Ends `run` and every stream."""
+        """Ends `run` and every stream; call it in the event loop."""
         self._closing.set()
+        for queue in self._subscribers:
+            queue.put_nowait(set())
 
     async def events(self, study_id: str | None) -> AsyncIterator[str]:
         """Server-sent events for one page: `worklist` after any change, `study` after one of the study it shows."""

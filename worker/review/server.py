@@ -27,12 +27,21 @@ def serve(settings: Settings) -> None:
         schema.require_head(database)
         listener = _listen(settings)
         host, port = listener.getsockname()[:2]
-        server = uvicorn.Server(_config(settings, database, bell))
+        server = PageServer(_config(settings, database, bell))
         log.info("review_listening", host=host, port=port, tls=settings.review.tls_certificate is not None)
         server.run(sockets=[listener])
     finally:
         bell.close()
         database.close()
+
+
+class PageServer(uvicorn.Server):
+    """uvicorn, which ends the pages' live streams before it waits for open connections."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops serving."""
+        self.config.app.state.office.hub.close()  # type: ignore[union-attr]
+        await super().shutdown(sockets)
 
 
 def _config(settings: Settings, database: Database, bell: Doorbell) -> uvicorn.Config:

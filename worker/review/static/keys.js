@@ -8,7 +8,8 @@ const ACTIVE_SECONDS = 30;
 
 const side = () => document.getElementById("report-side");
 const sentences = () => [...document.querySelectorAll("article.sentence")];
-const current = () => document.querySelector("article.sentence.current");
+let selected = ""; // id of the sentence that the keys act on; it outlives the card, which every judgement replaces
+const current = () => document.getElementById(selected);
 const viewer = (command, value) => document.dispatchEvent(new CustomEvent("mu2:viewer", { detail: { command, value } }));
 const typing = (element) => element.matches?.("textarea, input:not([type=checkbox]), select");
 
@@ -27,8 +28,9 @@ function toast(text) {
 
 function select(card, { scroll = true } = {}) {
   if (!card) return;
-  current()?.classList.remove("current");
+  document.querySelector("article.sentence.current")?.classList.remove("current");
   card.classList.add("current");
+  selected = card.id;
   if (scroll) card.scrollIntoView({ block: "nearest" });
   if (!card.contains(document.activeElement)) card.focus({ preventScroll: true });
 }
@@ -147,16 +149,19 @@ document.body.addEventListener("htmx:afterSettle", (event) => {
     edit();
   }
 });
-let lastSelected = null;
-document.body.addEventListener("htmx:beforeSwap", () => { lastSelected = current()?.id ?? lastSelected; });
-document.body.addEventListener("htmx:afterSwap", () => {
-  if (!current() && lastSelected) select(document.getElementById(lastSelected), { scroll: false });
+document.body.addEventListener("htmx:load", () => {
+  const card = current();
+  if (card && !card.classList.contains("current")) select(card, { scroll: false });
+  const sign = document.querySelector("[data-sign]");
+  if (sign) sign.disabled = document.querySelector("#settle .problems") !== null;
 });
 document.body.addEventListener("htmx:responseError", (event) => failure(event.detail.xhr));
 document.body.addEventListener("htmx:sendError", () => toast("The page cannot be reached. Your text stays here and is sent when it can."));
 document.body.addEventListener("htmx:beforeRequest", (event) => {
   const searching = event.detail.elt.id === "live" && document.querySelector("#rows[data-search]");
-  if (cover?.open || searching) event.preventDefault();
+  const field = event.detail.elt.matches("form.text") ? event.detail.elt.querySelector("textarea") : null;
+  const saved = field && field.dataset.unsaved === undefined; // leaving a text that is saved saves nothing again
+  if (cover?.open || searching || saved) event.preventDefault();
 });
 document.body.addEventListener("input", (event) => { if (event.target.matches(".sentence textarea")) event.target.dataset.unsaved = ""; });
 document.body.addEventListener("htmx:afterRequest", (event) => {

@@ -1,0 +1,260 @@
+"""A reader's day in a real Chromium: read, judge, sign, see it acknowledged; by mouse, by keys, by two, and interrupted."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+
+from tests.core.builders import destination
+from tests.review.browser import (
+    Browser,
+    Page,
+    chromium,
+    cut_or_overlapping,
+    log_in,
+    needs_chromium,
+    picture,
+    until,
+    wait_for_picture,
+)
+from tests.review.builders import PASSWORD, SENTENCES, Department, department, served
+from worker.core import outbox, reports
+from worker.core.database import Database
+from worker.core.records import Role
+from worker.core.report import Section, Sentence
+from worker.delivery.mllp import MllpConnection
+from worker.delivery.mllp_receiver import MllpReceiver
+from worker.review.app import create_app
+
+pytestmark = needs_chromium
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One Chromium for this file."""
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def window(browser: Browser) -> Iterator[Page]:
+    """A window of 1280 x 800 whose scripts must not fail."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    failures: list[str] = []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    page.on("console", lambda line: failures.append(line.text) if "Content Security Policy" in line.text else None)
+    yield page
+    context.close()
+    assert failures == []
+
+
+def deliver(database: Database, name: str, port: int) -> None:
+    """What the worker's deliver task does, once."""
+    with database.write() as session:
+        claim = outbox.claim(session, name, 60)
+    assert claim is not None
+    with MllpConnection(destination(name, port=port)) as connection:
+        answer = connection.send(claim.payload, claim.control_id)
+    with database.write() as session:
+        outbox.acknowledge(session, claim, answer.code)
+
+
+def test_reader_reads_judges_signs_and_sees_the_final_message_acknowledged(here: Department, window: Page) -> None:
+    study_id = here.drafted(slices=24)
+    with MllpReceiver() as receiver:
+        app = create_app(
+            here.settings, here.database, lambda queue, subject: deliver(here.database, subject, receiver.port)
+        )
+        with served(app) as address:
+            log_in(window, address)
+            window.click(f'a[href="/studies/{study_id}"]')
+            wait_for_picture(window)
+            assert window.get_attribute("#viewer", "data-painted") == "12"
+            window.mouse.move(300, 400)
+            window.mouse.wheel(0, 100)
+            window.wait_for_selector('#viewer[data-painted="13"]')
+            before = window.text_content("#window-readout")
+            window.mouse.down()
+            window.mouse.move(340, 420)
+            window.mouse.up()
+            until(window, f"document.getElementById('window-readout').textContent !== {before!r}")
+            window.click("[data-preset='1']")
+            until(window, "document.getElementById('window-readout').textContent.startsWith('W 1500  L -600')")
+            window.click("[data-tool=measure]")
+            window.mouse.move(250, 400)
+            window.mouse.down()
+            window.mouse.move(350, 400)
+            window.mouse.up()
+            assert float(window.get_attribute("#viewer", "data-measured") or 0) > 10
+
+            cards = window.locator("article.sentence")
+            cards.nth(0).locator('[data-act="accept"]').click()
+            window.wait_for_selector('article:nth-of-type(1) [data-assessment="accepted"]')
+            cards.nth(1).locator("textarea").fill("There is a 13 mm cyst in the left kidney.")
+            window.wait_for_selector("ins")
+            cards.nth(2).locator('[data-act="reject"]').click()
+            window.wait_for_selector('[data-assessment="rejected"]')
+            cards.nth(3).locator('[data-act="accept"]').click()
+            window.wait_for_selector(".ready")
+            picture(window, "judged")
+            window.click("[data-opens=sign-dialog]")
+            window.fill("#sign-password", PASSWORD)
+            window.click("#sign-dialog button.primary")
+            window.wait_for_selector(".state.acknowledged")
+            picture(window, "signed")
+            assert window.locator("article textarea").count() == 0
+        (message,) = receiver.accepted.values()
+    obr = next(line for line in message.decode().split("\r") if line.startswith("OBR")).split("|")
+    assert (obr[25], obr[32]) == ("F", "reader&Reader&Ada")
+    assert "13 mm" in message.decode() and "liver is of normal" not in message.decode()
+
+
+def test_everything_is_done_with_keys_alone(here: Department, page: str, window: Page) -> None:
+    study_id = here.drafted(slices=24)
+    log_in(window, page)
+    window.keyboard.press("g")
+    window.wait_for_url(f"**/studies/{study_id}")
+    wait_for_picture(window)
+    window.keyboard.press("ArrowDown")
+    window.wait_for_selector('#viewer[data-painted="13"]')
+    window.keyboard.press("3")
+    until(window, "document.getElementById('window-readout').textContent.includes('liver')")
+    window.keyboard.press("c")
+    until(window, "document.getElementById('readout').textContent.startsWith('coronal')")
+    for place in range(len(SENTENCES)):
+        window.keyboard.press("j")
+        window.keyboard.press("a")
+        until(window, f"document.querySelectorAll('[data-assessment=accepted]').length === {place + 1}")
+    window.keyboard.press("e")
+    window.keyboard.type(" It is simple.")
+    window.keyboard.press("Escape")
+    window.wait_for_selector('[data-assessment="edited"]')
+    window.keyboard.press("n")
+    until(window, "document.activeElement.tagName === 'TEXTAREA'")
+    window.keyboard.type("Follow-up in one year.")
+    window.keyboard.press("Escape")
+    window.wait_for_selector(".ready")
+    until(window, "!document.querySelector('[data-unsaved]')")
+    window.keyboard.press("s")
+    window.keyboard.type(PASSWORD)
+    window.keyboard.press("Enter")
+    window.wait_for_selector(".state.final")
+    with here.database.read() as session:
+        text = reports.to_value(session, reports.latest(session, study_id).id).text  # type: ignore[union-attr]
+    assert "It is simple." in text and "Follow-up in one year." in text
+
+
+def test_two_browsers_on_one_report_lose_nobodys_text(
+    here: Department, page: str, window: Page, browser: Browser
+) -> None:
+    study_id = here.drafted(slices=2)
+    other = browser.new_context().new_page()
+    log_in(window, page)
+    log_in(other, page, "second")
+    for each in (window, other):
+        each.goto(f"{page}/studies/{study_id}")
+    first, second = (each.locator("article.sentence textarea").nth(0) for each in (window, other))
+    second.focus()  # who is about to type is not interrupted by what others do
+    first.fill("Words of the first reader.")
+    window.wait_for_selector("ins")
+    second.fill("Words of the second reader.")
+    assert second.input_value() == "Words of the second reader."
+    other.wait_for_selector(".conflict")
+    picture(other, "conflict")
+    assert "Words of the first reader." in (other.text_content(".conflict") or "")
+    other.click("text=Take mine")
+    other.wait_for_selector(".conflict", state="detached")
+    window.locator("h2").first.click()
+    until(window, "document.querySelector('article textarea').value === 'Words of the second reader.'")
+    other.context.close()
+
+
+def test_idle_desk_is_covered_and_unsaved_text_is_kept(sqlite_database: Database, tmp_path: Path, window: Page) -> None:
+    here = department(sqlite_database, tmp_path, idle_minutes=0.05)
+    here.user("reader", Role.RADIOLOGIST)
+    study_id = here.drafted(slices=2)
+    with served(here.app()) as address:
+        log_in(window, address)
+        window.goto(f"{address}/studies/{study_id}")
+        field = window.locator("article.sentence textarea").nth(0)
+        window.route("**/sentences/*", lambda route: route.abort())  # the network fails while the reader types
+        field.fill("Typed and not saved.")
+        window.wait_for_selector("#cover[open]", timeout=10_000)
+        picture(window, "locked")
+        window.unroute("**/sentences/*")
+        window.fill("#cover [name=password]", "wrong")
+        window.keyboard.press("Enter")
+        window.wait_for_selector("#cover .problem:not([hidden])")
+        window.fill("#cover [name=password]", PASSWORD)
+        window.keyboard.press("Enter")
+        window.wait_for_selector("ins")
+        assert field.input_value() == "Typed and not saved."
+        window.reload()
+        assert field.input_value() == "Typed and not saved."
+
+
+def test_markup_from_a_scanner_or_a_model_runs_nowhere(here: Department, page: str, window: Page) -> None:
+    evil = '<img src=x onerror="window.hurt=1"><script>window.hurt=1</script>'
+    study_id = here.drafted(
+        slices=2,
+        patient_name="<script>window.hurt</script>^A",
+        accession="<b>A",
+        sentences=(Sentence(Section.FINDINGS, evil),),
+    )
+    log_in(window, page)
+    for path in ("/", f"/studies/{study_id}", f"/studies/{study_id}/print"):
+        window.goto(f"{page}{path}")
+        window.wait_for_timeout(100)
+        assert window.evaluate("window.hurt") is None
+        assert "<b>A" in window.inner_text("body")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (3840, 2160)])
+def test_nothing_is_cut_or_overlaps_and_everybody_can_read_it(
+    here: Department, page: str, browser: Browser, width: int, height: int
+) -> None:
+    long_name = "WOLFESCHLEGELSTEINHAUSENBERGERDORFF^HUBERT BLAINE^^DR"
+    study_id = here.drafted(slices=24, evidence=True, patient_name=long_name, accession="ACC-0123456789-0123")
+    signed = here.drafted(slices=2, accession="A-2")
+    context = browser.new_context(viewport={"width": width, "height": height})
+    window = context.new_page()
+    problems: list[str] = []
+
+    def look(name: str) -> None:
+        picture(window, f"{name}-{width}")
+        problems.extend(f"{name}: {told}" for told in cut_or_overlapping(window))
+        if width > 1280:  # what axe finds does not depend on the size of the window
+            return
+        found = Axe().run(window).response["violations"]
+        problems.extend(
+            f"{name}: {v['id']} {v['nodes'][0]['html'][:120]}" for v in found if v["impact"] in {"serious", "critical"}
+        )
+
+    window.goto(f"{page}/login")
+    look("login")
+    log_in(window, page)
+    look("worklist")
+    window.goto(f"{page}/studies/{study_id}")
+    wait_for_picture(window)
+    window.keyboard.press("j")
+    window.keyboard.press("j")
+    window.locator("article.sentence textarea").nth(0).fill("The lungs are clear of disease.")
+    window.wait_for_selector("ins")
+    window.keyboard.press("Escape")
+    look("study")
+    window.keyboard.press("?")
+    look("keys")
+    window.keyboard.press("Escape")
+    window.goto(f"{page}/studies/{signed}")
+    window.click("[data-opens=reject-dialog]")
+    look("reject")
+    window.click("#reject-dialog [data-closes]")
+    context.clear_cookies()
+    log_in(window, page, "boss")
+    for name in ("queue", "messages", "users", "audit", "quality"):
+        window.goto(f"{page}/admin/{name}")
+        look(name)
+    context.close()
+    assert problems == []
