@@ -210,7 +210,7 @@ class Synthesizer:
 def parse_questions(text: str) -> list[str]:
     """The questions of an answer that should be a JSON list; empty when it is none.
 
-    >>> parse_questions('```json\\n["Where?", " ", 3]\\n```')
+    >>> parse_questions('Here they are: ["Where?", " ", 3]')
     ['Where?']
     """
     found = re.search(r"\[.*\]", text, re.DOTALL)

@@ -1,0 +1,126 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from transformers import Qwen3Config
+
+from mu2_model import Mu2Config, Mu2ForConditionalGeneration
+from training.run_config import (
+    CONFIG_FOLDER,
+    GIB,
+    ConfigError,
+    estimate_memory,
+    load_config,
+    parameter_counts,
+    trainer_arguments,
+)
+from training.sft import FROZEN
+
+SHIPPED = sorted(file.stem for file in CONFIG_FOLDER.glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def published() -> Mu2Config:
+    text = Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=2048,
+        intermediate_size=6144,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    )
+    return Mu2Config(text_config=text)
+
+
+def test_there_is_a_config_for_every_kind_of_machine() -> None:
+    assert SHIPPED == ["a100x4_fsdp2", "a100x4_zero2", "cpu", "gpu", "slurm_fsdp2"]
+    assert (CONFIG_FOLDER / "slurm.sbatch").is_file()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_accelerate_reads_the_launch_part(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "launch.yaml"
+    file.write_text(yaml.safe_dump(load_config(name).launch))
+    read = load_config_from_file(str(file))
+    assert read.num_processes == load_config(name).processes
+
+
+@pytest.mark.parametrize("stage", ["sft-align", "sft", "dpo"])
+def test_trl_takes_the_training_part(stage: str, tmp_path: Path) -> None:
+    arguments = trainer_arguments(stage, load_config("cpu"), tmp_path)
+    expected = {"sft-align": 1e-4, "sft": 1e-5, "dpo": 1e-6}[stage]
+    assert arguments.learning_rate == expected
+    assert arguments.remove_unused_columns is False
+    if stage == "dpo":
+        assert arguments.beta == 0.1
+
+
+def test_options_stand_above_the_file_and_the_file_above_defaults(tmp_path: Path) -> None:
+    arguments = trainer_arguments("sft", load_config("cpu"), tmp_path, max_length=99, learning_rate=None)
+    assert (arguments.max_length, arguments.learning_rate) == (99, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("trainning: {}", "unknown sections"),
+        ("training: [1]", "not a mapping"),
+        ("training: {learning_rat: 1}", "learning_rat"),
+    ],
+)
+def test_a_wrong_key_is_named(content: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        trainer_arguments("sft", load_config(str(file)), tmp_path)
+
+
+def test_an_unknown_config_lists_those_that_ship() -> None:
+    with pytest.raises(ConfigError, match="a100x4_fsdp2"):
+        load_config("a200")
+
+
+def test_parameters_are_counted_without_making_a_weight(world: Path, published: Mu2Config) -> None:
+    model = Mu2ForConditionalGeneration.from_pretrained(world / "init")
+    total, learning = parameter_counts(model.config, FROZEN["sft-align"])
+    assert total == sum(p.numel() for p in model.parameters())
+    assert learning == sum(
+        p.numel() for part in ("projector", "visual_tokenizer") for p in model.model.get_submodule(part).parameters()
+    )
+    assert 2.0e9 < parameter_counts(published, ())[0] < 2.3e9
+
+
+def estimate(name: str, stage: str, config: Mu2Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> float:
+    run = load_config(name)
+    # bf16 needs a GPU to be accepted as an argument; the estimate counts bytes alone.
+    monkeypatch.setitem(run.training, "bf16", False)
+    monkeypatch.setitem(run.training, "use_cpu", True)
+    arguments = trainer_arguments(stage, run, tmp_path)
+    return estimate_memory(config, run, arguments, FROZEN[stage]).total / GIB
+
+
+def test_full_training_of_the_published_size_fits_four_gpus_and_not_one(
+    published: Mu2Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = estimate("gpu", "sft", published, tmp_path, monkeypatch)
+    spread = estimate("a100x4_fsdp2", "sft", published, tmp_path, monkeypatch)
+    zero2 = estimate("a100x4_zero2", "sft", published, tmp_path, monkeypatch)
+    assert alone > 32
+    assert spread < zero2 < 80
+
+
+def test_frozen_parts_need_neither_gradients_nor_moments(
+    published: Mu2Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = estimate("gpu", "sft", published, tmp_path, monkeypatch)
+    align = estimate("gpu", "sft-align", published, tmp_path, monkeypatch)
+    assert align < everything - 15
+
+
+def test_dpo_holds_a_reference_too(published: Mu2Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert estimate("gpu", "dpo", published, tmp_path, monkeypatch) > estimate(
+        "gpu", "sft", published, tmp_path, monkeypatch
+    )
