@@ -28,7 +28,9 @@ def phantoms(
     ] = False,
     split: Annotated[Split, typer.Option(help="Split written to the manifest.")] = Split.TRAIN,
     processes: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
-    sheet: Annotated[Path | None, typer.Option(help="Draw a contact sheet of the first phantoms to this picture.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Draw a contact sheet of the first phantoms to this picture.")
+    ] = None,
     demo_folder: Annotated[
         Path | None, typer.Option("--demo", help="Write the demo study there, nothing else.")
     ] = None,

@@ -80,6 +80,7 @@ ORGANS = tuple(
 )
 SIZE = re.compile(r"(\d+(?:\.\d+)?)((?:\s*[x×]\s*\d+(?:\.\d+)?)*)\s*(mm|cm|millimet(?:er|re)s?|centimet(?:er|re)s?)\b")
 SIDE_WORD = re.compile(r"\b(right|left|bilateral|both|bibasilar|bibasal)\b")
+BOTH_SIDES = re.compile(r"\b(?:bilateral(?:ly)?|both|bibasilar|bibasal|right and left|left and right)\b")
 PLACES = {
     "lung": re.compile(r"\b(upper|middle|lower) lobes?\b|\b(lingula)\w*"),
     "kidney": re.compile(r"\b(upper|lower) pole\b|\b(interpolar)\b"),
@@ -183,7 +184,8 @@ def _read_sentence(sentence: str) -> Iterator[tuple[Finding, bool]]:
             yield Finding(mention.kind), True
             continue
         start, end = _reach(sentence, mentions, number)
-        yield from ((finding, False) for finding in _describe(mention.kind, sentence[start:end], sentence))
+        at = mention.start - start
+        yield from ((finding, False) for finding in _describe(mention.kind, sentence[start:end], at, sentence))
 
 
 def _mentions(sentence: str) -> list[_Mention]:
@@ -283,8 +285,8 @@ def _place(kind: FindingType, text: str) -> str:
     return words[group or ""]
 
 
-def _describe(kind: FindingType, text: str, sentence: str) -> list[Finding]:
-    """Findings that a stretch of text describes: one, or one a side."""
+def _describe(kind: FindingType, text: str, at: int, sentence: str) -> list[Finding]:
+    """Findings that a stretch of text describes, with its mention at a position: one, or one a side."""
     sizes = [] if kind in UNSIZED else _sizes(text)
     degree = DEGREE.search(text) if kind in GRADED else None
     density = DENSITY.search(text) if kind is K.HEPATIC_LESION else None
@@ -298,10 +300,12 @@ def _describe(kind: FindingType, text: str, sentence: str) -> list[Finding]:
     if kind not in SIDED:
         return [base]
     words = list(SIDE_WORD.finditer(text)) or list(SIDE_WORD.finditer(sentence))
-    named = {word[1] for word in words}
-    if named - {"right", "left"} or named >= {"right", "left"}:
+    if BOTH_SIDES.search(text):
         return [_on_side(base, side, sizes, words) for side in (Side.RIGHT, Side.LEFT)]
-    return [replace(base, side=Side(words[0][1]))] if words else [base]
+    sides = [word for word in words if word[1] in ("right", "left")]
+    # "Right lung clear, left lower lobe consolidation": the nearest side is meant.
+    nearest = min(sides, key=lambda word: abs(word.start() - at), default=None)
+    return [replace(base, side=Side(nearest[1]))] if nearest is not None else [base]
 
 
 def _on_side(base: Finding, side: Side, sizes: list[tuple[int, int]], words: list[re.Match[str]]) -> Finding:

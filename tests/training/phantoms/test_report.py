@@ -78,6 +78,10 @@ PARAPHRASES: list[tuple[str, set[Plain]]] = [
         "Bilateral pleural effusions, 22 mm on the right and 3.5 cm on the left.",
         {("pleural_effusion", "right", "", 22, "", ""), ("pleural_effusion", "left", "", 35, "", "")},
     ),
+    (
+        "The right lung is clear, left lower lobe consolidation.",
+        {("consolidation", "left", "lower lobe", None, "", "")},
+    ),
     ("Bibasilar atelectasis.", {("atelectasis", "right", "", None, "", ""), ("atelectasis", "left", "", None, "", "")}),
     ("The heart is markedly enlarged.", {("cardiomegaly", "", "", None, "", "")}),
     ("Simple cyst measuring 2.3 cm in hepatic segment VI.", {("hepatic_cyst", "", "segment VI", 23, "", "")}),
