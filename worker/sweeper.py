@@ -13,6 +13,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.orm import Session
 
+from worker import evidence
 from worker.core import outbox, studies
 from worker.core.errors import BrokerUnavailableError, DatabaseUnavailableError
 from worker.core.records import Heartbeat, Lease, Stage
@@ -62,12 +63,13 @@ class Sweeper:
 
     def sweep(self) -> None:
         """One sweep; raises `DatabaseUnavailableError` or `BrokerUnavailableError`."""
-        is_holder, due, destinations = self._worker.database.run(self._look, busy_seconds=DATABASE_SECONDS)
+        is_holder, due, asked, destinations = self._worker.database.run(self._look, busy_seconds=DATABASE_SECONDS)
         self._observe(due)
         if not is_holder:
             return
         for stage, count in due.items():
-            self._ring(stage.value, SUBJECT, min(count, MOST_RINGS))
+            wanted = count + (asked if stage is Stage.DRAFT else 0)
+            self._ring(stage.value, SUBJECT, min(wanted, MOST_RINGS))
         known = {destination.name for destination in self._worker.settings.hl7.destinations}
         for name in destinations:
             if name in known:
@@ -85,12 +87,14 @@ class Sweeper:
                 log.warning("sweep_postponed", exc_info=error)
             self._stop.wait(self._worker.settings.queue.sweep_seconds)
 
-    def _look(self, session: Session) -> tuple[bool, dict[Stage, int], list[str]]:
-        """Beats, takes or keeps the lease, and counts what is due."""
+    def _look(self, session: Session) -> tuple[bool, dict[Stage, int], bool, list[str]]:
+        """Beats, takes or keeps the lease, and counts what is due; the third says whether evidence is asked for."""
         self._beat(session)
         is_holder = self._take_lease(session)
         due = {stage: studies.due_count(session, stage) for stage in Stage}
-        return is_holder, due, outbox.due_destinations(session) if is_holder else []
+        if not is_holder:
+            return False, due, False, []
+        return True, due, evidence.due(session), outbox.due_destinations(session)
 
     def _beat(self, session: Session) -> None:
         worker, at = self._worker, studies.now()

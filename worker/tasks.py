@@ -11,7 +11,7 @@ from collections.abc import Callable
 import structlog
 from celery import Task
 
-from worker import pipeline, process, queues
+from worker import evidence, pipeline, process, queues
 from worker.celery import app
 from worker.claims import Hold
 from worker.core import logs, studies
@@ -37,8 +37,9 @@ def prepare(self: Task, study_id: str) -> None:
 
 @app.task(name=queues.TASKS[queues.DRAFT], bind=True)
 def draft(self: Task, study_id: str) -> None:
-    """Drafts the most urgent prepared study, and the next ones, until none is due."""
+    """Drafts the most urgent prepared study, and the next ones, until none is due; then answers requests for evidence."""
     answer(process.current(), Stage.DRAFT, self.request.id)
+    answer_evidence(process.current())
 
 
 @app.task(name=queues.TASKS[queues.DELIVER])
@@ -63,6 +64,33 @@ def answer(worker: WorkerProcess, stage: Stage, task_id: str) -> None:
             slots.give()
         if worker.stopping.is_set() or not slots.rung.is_set():
             return
+
+
+def answer_evidence(worker: WorkerProcess) -> None:
+    """Answers requests for evidence, one after the other, while no draft is due here."""
+    try:
+        while not worker.stopping.is_set() and _answer_request(worker):
+            pass
+    except DatabaseUnavailableError:
+        log.warning("claim_waits_for_database", stage="evidence")
+
+
+def _answer_request(worker: WorkerProcess) -> bool:
+    """Answers one request; False when none waits. Raises `DatabaseUnavailableError`."""
+    seconds = worker.settings.model.deadline_seconds
+    request = worker.record(lambda session: evidence.claim(session, worker.name, seconds))
+    if request is None:
+        return False
+    deadline = Deadline.after(seconds, worker.halting)
+    logs.bind(study_id=request.study_id, stage="evidence")
+    try:
+        error = _caught(lambda: evidence.answer(worker.means, request, worker.reporter, deadline))
+        if error is not None:
+            worker.record(lambda session: evidence.settle(session, request, error))
+        log.info("evidence_answered", outcome="done" if error is None else "refused", exc_info=error)
+    finally:
+        logs.unbind()
+    return True
 
 
 def _do_next(worker: WorkerProcess, stage: Stage, task_id: str) -> bool:
@@ -109,11 +137,9 @@ def _draft(worker: WorkerProcess, claim: Claim, lost: threading.Event) -> None:
 
 def _record_outcome(worker: WorkerProcess, claim: Claim, work: Callable[[], None]) -> str:
     """Runs the work and records what became of it; returns the outcome's name."""
-    try:
-        work()
+    error = _caught(work)
+    if error is None:
         return "done"
-    except Exception as caught:  # noqa: BLE001  the task's door: one study's surprise must not end the others
-        error = caught
     try:
         return _settle(worker, claim, error)
     except LeaseLostError:
@@ -122,6 +148,15 @@ def _record_outcome(worker: WorkerProcess, claim: Claim, work: Callable[[], None
     except DatabaseUnavailableError:
         log.error("outcome_not_recorded")  # the worker stops; the lease runs out and the stage is done again
     return "lost"
+
+
+def _caught(work: Callable[[], None]) -> Exception | None:
+    """Runs the work and returns what it raised: the task's door, where one study's surprise must not end the others."""
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001
+        return error
+    return None
 
 
 def _settle(worker: WorkerProcess, claim: Claim, error: Exception) -> str:

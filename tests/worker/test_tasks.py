@@ -16,7 +16,7 @@ from worker.core import studies
 from worker.core.errors import ModelBusyError, ModelError
 from worker.core.records import Attempt, AttemptOutcome, AuditEvent, Priority, ReportVersion, Stage, StudyStatus
 from worker.core.report import Provenance, Section, Sentence
-from worker.inference.reporter import CtVolume, Deadline, Drafted
+from worker.inference.reporter import CtVolume, Deadline, Drafted, Explained
 from worker.process import WorkerProcess
 
 
@@ -42,6 +42,9 @@ class ScriptedReporter:
                 deadline.check()
         self.drafted.append(volumes[0].hu.shape[0])
         return Drafted((Sentence(Section.FINDINGS, "Nothing."),), Provenance("scripted", "1", "", ""))
+
+    def explain(self, volumes: Sequence[CtVolume], deadline: Deadline) -> list[Explained]:
+        raise ModelError("nothing to explain")
 
     def close(self) -> None:
         self.script.clear()

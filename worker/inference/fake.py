@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from worker.core.errors import ModelError
 from worker.core.report import Provenance, Section, Sentence
 from worker.core.settings import ModelSettings
-from worker.inference.reporter import CtVolume, Deadline, Drafted, questions
+from worker.inference.reporter import CtVolume, Deadline, Drafted, Explained, questions
 
 CANNED = "Canned text of the fake reporter; no model has seen this study."
 
@@ -32,6 +33,10 @@ class FakeReporter:
         sentences.append(Sentence(Section.IMPRESSION, CANNED))
         provenance = Provenance(self.name, self.version, self.weights_sha256, prompt=self._model.question)
         return Drafted(tuple(sentences), provenance)
+
+    def explain(self, volumes: Sequence[CtVolume], deadline: Deadline) -> list[Explained]:
+        """Raises `ModelError`: canned text comes from nowhere."""
+        raise ModelError("the fake reporter looks at nothing, so there is no evidence")
 
     def close(self) -> None:
         """Holds nothing."""

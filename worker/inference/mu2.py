@@ -25,7 +25,7 @@ from mu2_model.untrained import make_untrained
 from worker.core.errors import ModelBusyError, ModelError
 from worker.core.report import Provenance, Section, Sentence
 from worker.core.settings import ModelSettings, Settings
-from worker.inference.reporter import CtVolume, Deadline, Drafted, ModelMetrics, Question, questions
+from worker.inference.reporter import CtVolume, Deadline, Drafted, Explained, ModelMetrics, Question, questions
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +46,7 @@ class _Item:
     volume: CtVolume
     question: str
     deadline: Deadline
+    evidence: bool = False  # also where the model looked; such an item goes alone
     answer: "Future[Draft]" = field(default_factory=Future)
 
 
@@ -117,17 +118,40 @@ class Mu2Reporter:
     def draft(self, volumes: Sequence[CtVolume], deadline: Deadline) -> Drafted:
         """Asks about every region of every volume; raises `ModelBusyError` or `ModelError`."""
         asked = questions(volumes, self._settings)
-        items = [_Item(volumes[question.volume], question.text, deadline) for question in asked]
+        return self._compose(asked, self._ask(volumes, asked, deadline))
+
+    def explain(self, volumes: Sequence[CtVolume], deadline: Deadline) -> list[Explained]:
+        """Drafts once more, which greedy decoding does alike, with evidence; raises `ModelBusyError` or `ModelError`."""
+        asked = questions(volumes, self._settings)
+        drafts = self._ask(volumes, asked, deadline, evidence=True)
+        return [
+            Explained(
+                volume=question.volume + 1,
+                region=question.region,
+                text=sentence.text,
+                heat=evidence.heat,
+                affine=evidence.to_ras,
+                support=evidence.drop,
+                control=evidence.control_drop,
+            )
+            for question, draft in zip(asked, drafts, strict=True)
+            for sentence, evidence in zip(draft.sentences, draft.evidence or (), strict=True)
+            if evidence.to_ras is not None
+        ]
+
+    def _ask(
+        self, volumes: Sequence[CtVolume], asked: Sequence[Question], deadline: Deadline, evidence: bool = False
+    ) -> list[Draft]:
         if self._closed.is_set() or self._broken.is_set():
             raise ModelBusyError("the model is not available in this process any more; the study is tried again")
+        items = [_Item(volumes[question.volume], question.text, deadline, evidence) for question in asked]
         for item in items:
             self._waiting.put(item)
         try:
-            drafts = [_await(item) for item in items]
+            return [_await(item) for item in items]
         finally:
             for item in items:
                 item.answer.cancel()  # one that was not begun is not needed any more
-        return self._compose(asked, drafts)
 
     def close(self) -> None:
         """Ends the thread after the token under way."""
@@ -169,12 +193,15 @@ class Mu2Reporter:
 
     def _run(self) -> None:
         while not self._closed.is_set():
-            batch = self._gather()
-            self._answer([item for item in batch if item.answer.set_running_or_notify_cancel()])
+            batch = [item for item in self._gather() if item.answer.set_running_or_notify_cancel()]
+            self._answer([item for item in batch if not item.evidence])
+            for item in batch:
+                if item.evidence:
+                    self._answer([item])
         while not self._waiting.empty():
-            item = self._waiting.get()
-            if item is not None and item.answer.set_running_or_notify_cancel():
-                item.answer.set_exception(ModelBusyError("the worker stops; the study is tried again"))
+            left = self._waiting.get()
+            if left is not None and left.answer.set_running_or_notify_cancel():
+                left.answer.set_exception(ModelBusyError("the worker stops; the study is tried again"))
 
     def _gather(self) -> list[_Item]:
         """The first question that comes, and what follows within `batch_wait_seconds`, up to `max_batch`."""
@@ -232,6 +259,7 @@ class Mu2Reporter:
                 [item.question for item in items],
                 max_new_tokens=self._max_new_tokens,
                 settings=DECODING,
+                evidence=items[0].evidence,
                 progress=watch,
             )
         except (ModelBusyError, Mu2ModelError, RuntimeError, MemoryError, ValueError, TypeError) as error:

@@ -39,6 +39,19 @@ class Drafted:
     provenance: Provenance
 
 
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """Where the model looked for one of its sentences, and what it was worth."""
+
+    volume: int  # number of the study's volume, from 1
+    region: str
+    text: str
+    heat: NDArray[np.float32]  # (slices, rows, columns) of patches, non-negative
+    affine: NDArray[np.float64]  # 4x4: (slice, row, column, 1) of a patch's centre to RAS millimetres
+    support: float  # drop of the mean log-probability per token when the hottest patches are blanked
+    control: float  # the same for as many patches taken at random
+
+
 @dataclass(frozen=True)
 class Deadline:
     """When a draft must stop: at a time, or when one of the flags is set (lease lost, worker stops)."""
@@ -99,6 +112,9 @@ class Reporter(Protocol):
 
         Raises `ModelBusyError` when memory or time ran out, `ModelError` when the model refuses the input.
         """
+
+    def explain(self, volumes: Sequence[CtVolume], deadline: Deadline) -> list[Explained]:
+        """Drafts once more and says for every sentence where the model looked; raises as `draft`."""
 
     def close(self) -> None:
         """Gives the model's memory and threads back."""
