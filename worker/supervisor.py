@@ -138,7 +138,12 @@ class Supervisor:
     @property
     def is_ready(self) -> bool:
         """Whether every service answers."""
-        return all(child.ready for child in self._children)
+        return all(self.ready.values())
+
+    @property
+    def ready(self) -> dict[str, bool]:
+        """Which service answers."""
+        return {child.service.name: child.ready for child in self._children}
 
     @property
     def restarts(self) -> dict[str, int]:

@@ -41,7 +41,9 @@ from worker.supervisor import Service
 
 PACS = 2
 WORKERS = ("worker-a", "worker-b")
-BETWEEN_SECONDS = (1.5, 5.0)
+BETWEEN_SECONDS = (0.5, 4.0)  # from the moment when somebody can work again
+AT_ONCE_SHARE = 0.25
+TICK_SECONDS = 0.5
 AIM_SECONDS = 4.0  # how long a stage is waited for; then the kill falls where it falls
 LOOK_SECONDS = 0.003
 FINISH_SECONDS = 60.0
@@ -91,6 +93,7 @@ class Chaos:
         self.verdict = Verdict()
         self._random = random.Random(seed)
         self._deck: list[Blow] = []
+        self._was_at_once = False
         self._stuck: set[str] = set()
 
     def run(self) -> Verdict:
@@ -105,13 +108,36 @@ class Chaos:
                 for pacs in self._pacs:
                     pacs.start()
                 for number in range(1, self.kills + 1):
-                    self._wait(self._random.uniform(*BETWEEN_SECONDS))
+                    self._breathe()
                     self._strike(number, self._next_blow())
                 self._settle()
                 self._examine(receiver)
             finally:
                 self._services.stop()
         return self.verdict
+
+    def _breathe(self) -> None:
+        """The pause before a blow.
+
+        Mostly until somebody can work again, because a system whose every worker is killed while it starts stands still
+        by the tester's hand; one blow in four follows the last at once, but never two in a row.
+        """
+        at_once = not self._was_at_once and self._random.random() < AT_ONCE_SHARE
+        self._was_at_once = at_once
+        if at_once:
+            return
+        limit = time.monotonic() + STUCK_SECONDS
+        while not self._can_work():
+            if time.monotonic() > limit:
+                self.verdict.notes.append("stuck: services that did not come back")
+                self._stuck.add(f"services {len(self._stuck)}")
+                break
+            self._wait(TICK_SECONDS)
+        self._wait(self._random.uniform(*BETWEEN_SECONDS))
+
+    def _can_work(self) -> bool:
+        ready = self._services.supervisor.ready
+        return ready["valkey"] and ready["listener"] and any(ready[name] for name in WORKERS)
 
     def _next_blow(self) -> Blow:
         """Every blow once in random order, then again: a short run meets them all."""
@@ -185,7 +211,7 @@ class Chaos:
         while time.monotonic() < limit:
             with self._services.database.read() as session:
                 self._stuck |= chaos_ledger.stuck(session)
-            time.sleep(min(0.5, max(0.0, limit - time.monotonic())))
+            time.sleep(min(TICK_SECONDS, max(0.0, limit - time.monotonic())))
 
     def _settle(self) -> None:
         """Lets the PACS end their studies and gives the system a minute to end its own work."""
@@ -198,6 +224,7 @@ class Chaos:
             with self._services.database.read() as session:
                 left = chaos_ledger.unfinished(session)
         self.verdict.stuck = max(len(self._stuck), left)
+        self.verdict.notes.extend(f"stuck: {what}" for what in sorted(self._stuck))
 
     def _examine(self, receiver: MllpReceiver) -> None:
         sent = [study for pacs in self._pacs for study in pacs.studies]

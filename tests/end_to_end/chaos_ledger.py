@@ -61,11 +61,11 @@ def unfinished(session: Session) -> int:
 
 
 def stuck(session: Session) -> set[str]:
-    """Ids of studies that have stood in one working state, and of messages on their way, for longer than a minute."""
+    """Studies that have stood in one working state, and messages that were on their way, for longer than a minute."""
     before = studies.now() - timedelta(seconds=STUCK_SECONDS)
     slow = sa.select(Study.id).where(Study.status.in_(_AT_WORK), Study.status_at < before)
     late = sa.select(Message.id).where(Message.state.in_(_ON_ITS_WAY), Message.created_at < before)
-    return {*session.scalars(slow), *map(str, session.scalars(late))}
+    return {f"study {i}" for i in session.scalars(slow)} | {f"message {i}" for i in session.scalars(late)}
 
 
 def examine(
