@@ -98,9 +98,15 @@ def draft(means: Means, claim: Claim, reporter: Reporter, deadline: Deadline) ->
 
 def rules(settings: ImagingSettings) -> ImagingRules:
     """The settings of the choice of series as `worker.imaging` takes them."""
+    usual = ImagingRules()
     return ImagingRules(
         minimum_slices=settings.min_slices,
         wanted_slice_mm=settings.wanted_slice_mm,
+        preferences=settings.preferences or usual.preferences,
+        kernels=settings.kernels or usual.kernels,
+        reported_regions=settings.reported_regions or usual.reported_regions,
+        never_descriptions=(*usual.never_descriptions, *settings.never_descriptions),
+        maximum_gap_mm=settings.max_gap_mm,
         maximum_missing_in_a_row=settings.max_gap_slices,
         decode_threads=settings.threads,
     )

@@ -106,7 +106,18 @@ class ImagingSettings(_Group):
     min_slices: int = Field(12, ge=2, description="Fewest slices of a series to report.")
     wanted_slice_mm: float = Field(3.0, gt=0, description="Preferred slice thickness.")
     max_gap_slices: int = Field(3, ge=0, description="Most missing slices in a row that are filled by interpolation.")
+    max_gap_mm: float = Field(
+        12.0, gt=0, description="Neighbouring slices farther apart than this leave tissue unseen."
+    )
     threads: int = Field(2, ge=1, description="Threads that decode pixels.")
+    preferences: tuple[str, ...] = Field(
+        (), description="What decides between two series, most important first; empty takes the order in rules.py."
+    )
+    kernels: tuple[str, ...] = Field((), description="Kernel classes, best first; empty is soft, unknown, lung, bone.")
+    reported_regions: tuple[str, ...] = Field((), description="Body regions this site reports; empty reports all.")
+    never_descriptions: tuple[str, ...] = Field(
+        (), description="More regular expressions over series descriptions that are never reported."
+    )
 
 
 class ModelSettings(_Group):
