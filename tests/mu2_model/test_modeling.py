@@ -216,7 +216,7 @@ def test_gradient_checkpointing_gives_the_same_gradient() -> None:
     for checkpointing in (False, True):
         model = build(small_config()).train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         model(**given, labels=given["input_ids"]).loss.backward()
         gradients.append(model.model.visual_tokenizer.aggregator.query_tokens.grad)
     assert torch.allclose(*gradients, atol=1e-6)
