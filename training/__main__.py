@@ -18,12 +18,22 @@ def training() -> None:
 def main() -> None:
     """Run the command; `phantoms` needs no torch, so it does not wait for it."""
     if sys.argv[1:2] != ["phantoms"]:
-        from training import commands, evaluation_commands, floors_command, smoke, synthesize_command
+        from training import (
+            ablate,
+            commands,
+            evaluation_commands,
+            floors_command,
+            phantom_model,
+            smoke,
+            synthesize_command,
+        )
 
         commands.mount(app)
         evaluation_commands.mount(app)
         app.command()(floors_command.floors)
         app.command()(smoke.smoke)
+        app.command("mu2-phantom")(phantom_model.mu2_phantom)
+        app.command()(ablate.ablate)
         app.command()(synthesize_command.synthesize)
     app()
 

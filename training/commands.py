@@ -151,7 +151,8 @@ def report_check(stage: str, model: Path, run: run_config.RunConfig, arguments: 
 def _sft(stage: str, options: dict[str, Any]) -> None:
     use_threads(options["threads"])
     run = run_config.load_config(options["config"])
-    arguments = run_config.trainer_arguments(
+    build = run_config.arguments_to_check if options["check"] else run_config.trainer_arguments
+    arguments = build(
         stage,
         run,
         options["out"],

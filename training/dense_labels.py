@@ -45,7 +45,8 @@ def cell_fractions(
     voxels = np.argwhere(labels > 0)
     counts = np.zeros((chunks * cells[0], cells[1], cells[2], classes), dtype=np.float32)
     if len(voxels):
-        model_index = np.rint(apply_affine(np.linalg.inv(grid.to_source), voxels.astype(np.float64))).astype(int)
+        to_model = np.linalg.inv(grid.to_source).astype(np.float64)
+        model_index = np.rint(apply_affine(to_model, voxels.astype(np.float64))).astype(int)
         inside = ((model_index >= 0) & (model_index < np.asarray(grid.shape))).all(axis=1)
         cell = model_index[inside] // np.asarray(patch)
         column = labels[tuple(voxels[inside].T)].astype(int) - 1

@@ -15,8 +15,8 @@ from mu2_model import Mu2ForConditionalGeneration, Mu2Processor
 from training.checkpoints import ProvenanceCallback, save_trained
 from training.collators import PreferenceCollator, VolumeSource, check_lengths
 from training.provenance import Provenance
-from training.sft import FROZEN, LoraSettings, WatchedTrainer, freeze, last_checkpoint
-from training.shared_encoding import share_encoding
+from training.sft import FROZEN, LoraSettings, WatchedTrainer, last_checkpoint
+from training.shared_encoding import freeze, share_encoding
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,10 @@ def _matched_count(answer: str) -> int | None:
 class Judge(Protocol):
     """Whoever compares a candidate with a reference."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        ...
 
     def judge(self, reference: str, candidate: str) -> Verdict | None:
         """The verdict, or None when the answer could not be parsed."""
@@ -212,7 +215,14 @@ class PhantomJudge:
         matched = [_name(true) for true, _ in counts.matched]
         if not truth and not said:
             matched = ["no abnormality"]
-        significant = (_names(invented), _names(missed), _names([*misplaced, *places]), _names(missized), [], [])
+        significant: tuple[list[str], ...] = (
+            _names(invented),
+            _names(missed),
+            _names([*misplaced, *places]),
+            _names(missized),
+            [],
+            [],
+        )
         insignificant: tuple[list[str], ...] = ([],) * len(LETTERS)
         parts = ["[Explanation]:", f"{len(truth)} findings in the reference, {len(said)} in the candidate.", ""]
         for title, groups in ((SIGNIFICANT, significant), (INSIGNIFICANT, insignificant)):

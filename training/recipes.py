@@ -128,6 +128,7 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, ablati
     """The μ²LLM config of a recipe under one of the five named ablations."""
     relative, soft, gated = ABLATIONS[ablation]
     grid = [recipe.chunk_slices // recipe.patch[0], recipe.size // recipe.patch[1], recipe.size // recipe.patch[2]]
+    image_token_id: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     pooled = grid[0] * grid[1] * grid[2] // 8
     return Mu2Config(
         vision_config={
@@ -161,7 +162,7 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, ablati
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         ),
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_id=image_token_id,
         model_name=recipe.name,
         untrained=True,
     )

@@ -112,6 +112,13 @@ def trainer_arguments(stage: str, config: RunConfig, out: Path, **overrides: Any
         raise ConfigError(f"{config.path.name}, section training: {error}") from error
 
 
+def arguments_to_check(stage: str, config: RunConfig, out: Path, **overrides: Any) -> SFTConfig | DPOConfig:
+    """`trainer_arguments` on a machine that lacks the devices, such as a login node, for looking at them."""
+    if not torch.cuda.is_available():
+        overrides |= {"bf16": False, "use_cpu": True}
+    return trainer_arguments(stage, config, out, **overrides)
+
+
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Bytes on one device: what is there all the time, and what a step adds."""

@@ -32,7 +32,8 @@ class SharedEncoding:
         prompt_questions = kwargs.pop("prompt_questions")
         features = encode_shared(module, kwargs)
         self._watch(module, features)
-        tokens = features.pooler_output[prompt_questions]
+        pooled: Any = features.pooler_output
+        tokens = pooled[prompt_questions]
         kwargs["mm_encoder_outputs"] = {"image": Mu2ImageFeatures(pooler_output=tokens)}
         return args, kwargs
 

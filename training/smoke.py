@@ -6,17 +6,17 @@ It shows that every stage takes what the one before wrote, on a CPU in minutes. 
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from training import commands, evaluation_commands
-from training.data import ManifestError
-from training.phantoms.generate import ImageFormat, Order, generate
+from training.phantoms.generate import Split
+from training.pipeline import PhantomSet, make_sets
 from training.preferences import read_pairs
 
-TRAIN_SEED, HELD_OUT_SEED = 901, 902
-TRAIN_CASES, HELD_OUT_CASES = 24, 12
+SETS = (PhantomSet("train", 901, 24, Split.TRAIN), PhantomSet("held_out", 902, 12, Split.VALIDATION))
+"""Seeds that no other run uses."""
 VISION_STEPS = 30
 ALIGN_EPOCHS, SFT_EPOCHS = 5, 60
 RATE = 3e-3
@@ -41,8 +41,8 @@ def smoke(
         commands.NOTES.print(f"{name}: {times[name]:.0f} s")
 
     train, held_out, cache = [out / "train"], [out / "held_out"], out / "cache"
-    shared = {"cache": cache, "cached_tokens": True, "threads": threads}
-    stage("phantoms", lambda: make_phantoms(out))
+    shared: dict[str, Any] = {"cache": cache, "cached_tokens": True, "threads": threads}
+    stage("phantoms", lambda: make_sets(out, SETS))
     stage("init", lambda: commands.init(train, out / "init", "smoke"))
     stage(
         "vision",
@@ -77,14 +77,3 @@ def smoke(
     )
     typer.echo(", ".join(f"{name} {seconds:.0f} s" for name, seconds in times.items()))
     typer.echo(f"all stages ran in {sum(times.values()):.0f} s; the scores of a toy mean nothing")
-
-
-def make_phantoms(out: Path) -> None:
-    """The two sets, of seeds that no other run uses."""
-    sets = (("train", TRAIN_SEED, TRAIN_CASES, "train"), ("held_out", HELD_OUT_SEED, HELD_OUT_CASES, "validation"))
-    for name, seed, count, split in sets:
-        order = Order(out / name, count, seed, image_format=ImageFormat.NUMPY, split=split)
-        for _ in generate(order):
-            pass
-        if not (out / name / "manifest.jsonl").is_file():
-            raise ManifestError(f"no manifest was written to {out / name}")

@@ -1,15 +1,19 @@
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import Qwen3Config
+from typer.testing import CliRunner
 
 from mu2_model import Mu2Config, Mu2ForConditionalGeneration
+from training.commands import sft_command
 from training.run_config import (
     CONFIG_FOLDER,
     GIB,
     ConfigError,
+    arguments_to_check,
     estimate_memory,
     load_config,
     parameter_counts,
@@ -93,34 +97,37 @@ def test_parameters_are_counted_without_making_a_weight(world: Path, published: 
     assert 2.0e9 < parameter_counts(published, ())[0] < 2.3e9
 
 
-def estimate(name: str, stage: str, config: Mu2Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> float:
+def estimate(name: str, stage: str, config: Mu2Config, out: Path) -> float:
     run = load_config(name)
-    # bf16 needs a GPU to be accepted as an argument; the estimate counts bytes alone.
-    monkeypatch.setitem(run.training, "bf16", False)
-    monkeypatch.setitem(run.training, "use_cpu", True)
-    arguments = trainer_arguments(stage, run, tmp_path)
+    arguments = arguments_to_check(stage, run, out)
     return estimate_memory(config, run, arguments, FROZEN[stage]).total / GIB
 
 
-def test_full_training_of_the_published_size_fits_four_gpus_and_not_one(
-    published: Mu2Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alone = estimate("gpu", "sft", published, tmp_path, monkeypatch)
-    spread = estimate("a100x4_fsdp2", "sft", published, tmp_path, monkeypatch)
-    zero2 = estimate("a100x4_zero2", "sft", published, tmp_path, monkeypatch)
+def test_full_training_of_the_published_size_fits_four_gpus_and_not_one(published: Mu2Config, tmp_path: Path) -> None:
+    alone = estimate("gpu", "sft", published, tmp_path)
+    spread = estimate("a100x4_fsdp2", "sft", published, tmp_path)
+    zero2 = estimate("a100x4_zero2", "sft", published, tmp_path)
     assert alone > 32
     assert spread < zero2 < 80
 
 
-def test_frozen_parts_need_neither_gradients_nor_moments(
-    published: Mu2Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    everything = estimate("gpu", "sft", published, tmp_path, monkeypatch)
-    align = estimate("gpu", "sft-align", published, tmp_path, monkeypatch)
+@pytest.mark.parametrize("name", ["gpu", "a100x4_fsdp2", "a100x4_zero2", "slurm_fsdp2"])
+def test_check_answers_on_a_machine_without_a_gpu(name: str, world: Path, tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(sft_command)
+    options = ["--model", str(world / "init"), "--data", str(world), "--out", str(tmp_path / "out"), "--config", name]
+    result = CliRunner().invoke(app, [*options, "--check"])
+    assert result.exit_code == 0, result.output
+    assert "memory per device" in result.output
+    assert "fits into" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_frozen_parts_need_neither_gradients_nor_moments(published: Mu2Config, tmp_path: Path) -> None:
+    everything = estimate("gpu", "sft", published, tmp_path)
+    align = estimate("gpu", "sft-align", published, tmp_path)
     assert align < everything - 15
 
 
-def test_dpo_holds_a_reference_too(published: Mu2Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert estimate("gpu", "dpo", published, tmp_path, monkeypatch) > estimate(
-        "gpu", "sft", published, tmp_path, monkeypatch
-    )
+def test_dpo_holds_a_reference_too(published: Mu2Config, tmp_path: Path) -> None:
+    assert estimate("gpu", "dpo", published, tmp_path) > estimate("gpu", "sft", published, tmp_path)

@@ -1,0 +1,139 @@
+"""`python -m training ablate`: the publication's arms on PhantomCT, several seeds, one shared frozen tower and token cache.
+
+Arms: baseline, +RPE, +DTS, +DMTP, full, full + DPO, and "legacy": the published tokenizer with its quirks. What is done is
+kept: a finished arm is read, a begun one resumed.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from mu2_model import Mu2Config, Mu2ForConditionalGeneration, Mu2Processor
+from mu2_model.configuration_mu2 import ABLATIONS
+from training import commands, evaluation_commands, tables
+from training.data import read_manifests
+from training.model_card import SCORES_FILE
+from training.phantom_model import ALIGN_RATE, DPO_RATE, SFT_RATE
+from training.pipeline import take_tower, unless_there
+from training.recipes import RECIPES, make_initial, write_json
+
+LEGACY, DPO = "legacy", "+DPO"
+ARMS = (*ABLATIONS, DPO, LEGACY)
+RESULT, REPORT = "ablation.json", "ablation.md"
+SUMMARY_KEYS = (*tables.TABLE_2_KEYS, "finding_micro_f1", "finding_macro_f1", "normal_false_positive_rate")
+
+
+def make_arm(arm: str, recipe: str, data: list[Path], vision: Path, folder: Path, seed: int) -> None:
+    """Write an arm's untrained checkpoint with the shared tower."""
+    name = "full" if arm in (DPO, LEGACY) else arm
+    make_initial(RECIPES[recipe], read_manifests(data), folder, seed, name)
+    if arm == LEGACY:
+        _make_legacy(folder, seed)
+    take_tower(folder, vision)
+
+
+def _make_legacy(folder: Path, seed: int) -> None:
+    # Only the tokenizer is the published one: placement and preprocessing stay, so that the arms see the same input.
+    config = Mu2Config.from_pretrained(folder)
+    tokenizer: Any = config.tokenizer
+    sizes = {key: getattr(tokenizer, key) for key in ("num_layers", "num_attention_heads", "num_query_tokens")}
+    sizes |= {key: getattr(tokenizer, key) for key in ("num_selected_tokens", "max_relative_positions")}
+    text: Any = config.text_config
+    config.tokenizer_config = Mu2Config.legacy(
+        text, vision_config=config.vision.to_dict(), tokenizer_config=sizes
+    ).tokenizer
+    processor = Mu2Processor.from_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Mu2ForConditionalGeneration(config)
+    model.generation_config = Mu2ForConditionalGeneration.from_pretrained(folder).generation_config
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def run_arm(
+    arm: str, seed: int, data: list[Path], preference_data: list[Path], held_out: list[Path], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Train and score one arm with one seed; returns its figures."""
+    folder = options["out"] / f"{arm.strip('+')}-{seed}"
+    result = folder / "scores" / SCORES_FILE
+    if result.is_file():
+        return dict(json.loads(result.read_text(encoding="utf-8")))
+    shared = {"cache": options["cache"], "threads": options["threads"], "cached_tokens": True}
+    trained = {**shared, "seed": seed, "batch": 16}
+    sft = folder / "sft"
+    if arm == DPO:
+        # DPO goes on from the arm "full" of the same seed.
+        sft, model, pairs = options["out"] / f"full-{seed}" / "sft", folder / "dpo", folder / "pairs.jsonl"
+        unless_there(
+            folder,
+            lambda: evaluation_commands.preferences(sft, preference_data, pairs, seed=seed, **shared),
+            pairs.name,
+        )
+        epochs = options["dpo_epochs"]
+        unless_there(model, lambda: commands.dpo(sft, pairs, model, lr=DPO_RATE, epochs=epochs, **trained))
+    else:
+        start, align, model = folder / "init", folder / "align", sft
+        unless_there(start, lambda: make_arm(arm, options["recipe"], data, options["vision"], start, seed))
+        unless_there(
+            align,
+            lambda: commands.sft_align(start, data, align, lr=ALIGN_RATE, epochs=options["align_epochs"], **trained),
+        )
+        unless_there(
+            sft, lambda: commands.sft_command(align, data, sft, lr=SFT_RATE, epochs=options["sft_epochs"], **trained)
+        )
+    evaluation_commands.evaluate_command(held_out, [model], folder / "scores", **shared)
+    return dict(json.loads(result.read_text(encoding="utf-8")))
+
+
+def summarise(figures: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Each arm's mean over its seeds with the range over them as interval."""
+    rows = []
+    for arm, runs in figures.items():
+        row: dict[str, Any] = {"name": arm, "seeds": len(runs), "intervals": {}}
+        for key in SUMMARY_KEYS:
+            values = [run[key] for run in runs if run.get(key) is not None]
+            row[key] = sum(values) / len(values) if values else None
+            if values:
+                row["intervals"][key] = (min(values), max(values))
+        rows.append(row)
+    return rows
+
+
+def ablate(
+    vision: Annotated[Path, typer.Option(help="Checkpoint with the trained tower that all arms share.")],
+    data: commands.Data,
+    held_out: Annotated[list[Path], typer.Option("--held-out", help="Manifest to score on.")],
+    preference_data: Annotated[list[Path], typer.Option("--preference-data", help="Manifest to draft preferences on.")],
+    out: commands.Out,
+    cache: commands.Cache = commands.DEFAULT_CACHE,
+    arms: Annotated[list[str] | None, typer.Option("--arm", help="Only these arms: " + ", ".join(ARMS))] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0.")] = 3,
+    recipe: Annotated[str, typer.Option(help="Sizes.")] = "phantom",
+    align_epochs: Annotated[float, typer.Option()] = 2,
+    sft_epochs: Annotated[float, typer.Option()] = 8,
+    dpo_epochs: Annotated[float, typer.Option()] = 1,
+    threads: commands.Threads = None,
+) -> None:
+    """Train and score every arm; stop it at any time and start it again with the same options."""
+    chosen: Sequence[str] = arms or ARMS
+    unknown = set(chosen) - set(ARMS)
+    if unknown:
+        raise typer.BadParameter(f"no arm is called {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
+    out.mkdir(parents=True, exist_ok=True)
+    options = {"out": out, "cache": cache, "vision": vision, "recipe": recipe, "threads": threads}
+    options |= {"align_epochs": align_epochs, "sft_epochs": sft_epochs, "dpo_epochs": dpo_epochs}
+    figures: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for seed in range(seeds):
+        for arm in chosen:
+            figures[arm].append(run_arm(arm, seed, data, preference_data, held_out, options))
+            rows = summarise(figures)
+            write_json(out / RESULT, rows)
+            table = tables.table_2(rows)
+            (out / REPORT).write_text(f"Mean over {seed + 1} seeds (range).\n\n{table}\n", encoding="utf-8")
+    typer.echo((out / REPORT).read_text(encoding="utf-8"))
