@@ -243,9 +243,14 @@ def _recover_group(store: Store, database: Database, ranking: Ranking, names: li
         try:
             held = read_file(store.path(name))
             said = held.attributes()
-        except (InvalidObjectError, OSError) as error:
-            log.error("stored_file_unreadable", error=type(error).__name__)
+        except InvalidObjectError:
+            said = None
+        if said is None or store.name(held, said.study_uid, said.sop_instance_uid) != name:
+            # Never acknowledged: a power cut tore it before its fsync was over, or it is not ours.
+            log.error("stored_file_torn", bytes=held.size_bytes if said else 0)
+            store.set_aside(name)
             continue
+        store.settle(name)
         received_at = datetime.fromtimestamp(held.path.stat().st_mtime, UTC)
         found.append(arrival(held, said, name, "", ranking.rank(said, None), received_at))
     if not found:
@@ -260,6 +265,7 @@ class Recovery:
         self._work = lambda: recover(store, database, ranking, metrics)
         self._wanted = threading.Event()
         self._wanted.set()
+        self._owed = True
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="recovery", daemon=True)
 
@@ -276,19 +282,26 @@ class Recovery:
 
     def request(self) -> None:
         """Asks for another run, soon."""
+        self._owed = True
         self._wanted.set()
 
     def done(self) -> bool:
         """True when no run is owed."""
-        return not self._wanted.is_set()
+        return not self._owed
 
     def _run(self) -> None:
-        while self._wanted.wait() and not self._stopping.is_set():
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            if self._stopping.is_set():
+                return
             try:
                 self._work()
-                self._wanted.clear()
+                self._owed = self._wanted.is_set()
             except RetryableError as error:
                 log.warning("recovery_postponed", error=type(error).__name__)
+                self._wanted.set()
             except OSError as error:
                 log.error("recovery_postponed", error=type(error).__name__)
+                self._wanted.set()
             self._stopping.wait(RECOVERY_RETRY_SECONDS)

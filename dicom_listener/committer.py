@@ -1,6 +1,6 @@
-"""Group commit: one association places what all have ready, and one transaction makes their rows durable.
+"""Group commit: one transaction makes the rows of many instances durable.
 
-    association: write, fsync file ──▶ commit() ──▶ rename each, fsync each folder once, commit rows ──▶ answer to each
+    associations: write, name, fsync file and folder ──▶ commit(): one transaction for all that wait ──▶ answer to each
 
 The first that comes leads: it commits at once, in its own thread, so a lone association never waits for company or for
 another thread. Those that come meanwhile form the next group, whose first member is woken to lead it. So the cost of a
@@ -16,7 +16,6 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_listener.metrics import Metrics
-from dicom_listener.storage import Held, Store
 from worker.core.arrivals import Arrival, Recorded
 from worker.core.database import Database
 from worker.core.errors import DatabaseUnavailableError, Mu2Error, RetryableError
@@ -32,8 +31,7 @@ class RowRefusedError(RetryableError):
 class _Waiting:
     """One instance that waits for its commit."""
 
-    def __init__(self, held: Held, arrival: Arrival) -> None:
-        self.held = held
+    def __init__(self, arrival: Arrival) -> None:
         self.arrival = arrival
         self.outcome: Recorded | Mu2Error | None = None
         self.wake = threading.Lock()  # free once there is an outcome, or a group to lead
@@ -45,13 +43,11 @@ class Committer:
 
     def __init__(
         self,
-        store: Store,
         database: Database,
         metrics: Metrics,
         on_failure: Callable[[], None],
         turn: AbstractContextManager[None] | None = None,
     ) -> None:
-        self._store = store
         self._turn: AbstractContextManager[None] = (
             turn or nullcontext()
         )  # processes that share one SQLite file take turns
@@ -62,9 +58,9 @@ class Committer:
         self._leading = False
         self._next: list[_Waiting] = []
 
-    def commit(self, held: Held, arrival: Arrival) -> Recorded:
-        """Returns once the instance is durable in store and database; raises the `RetryableError` that prevented it."""
-        mine = _Waiting(held, arrival)
+    def commit(self, arrival: Arrival) -> Recorded:
+        """Returns once the row of a stored instance is durable; raises the `RetryableError` that prevented it."""
+        mine = _Waiting(arrival)
         with self._lock:
             self._next.append(mine)
             lead = not self._leading
@@ -98,46 +94,33 @@ class Committer:
 
     def _commit(self, group: list[_Waiting]) -> None:
         began = time.perf_counter()
-        placed: list[_Waiting] = []
-        unsynced: set[str] = set()
-        for waiting in group:
-            try:
-                self._store.place(waiting.held, waiting.arrival.path, unsynced)
-                placed.append(waiting)
-            except Mu2Error as error:
-                waiting.outcome = error
-        try:
-            self._store.sync(unsynced)
-        except Mu2Error as error:
-            self._fail(placed, error)
-            return
-        self._record(placed)
-        self._metrics.group_size.observe(len(placed))
+        self._record(group)
+        self._metrics.group_size.observe(len(group))
         self._metrics.commit_seconds.observe(time.perf_counter() - began)
 
-    def _record(self, placed: list[_Waiting]) -> None:
+    def _record(self, group: list[_Waiting]) -> None:
         try:
             with self._turn:
-                recorded = self._recorder.record([waiting.arrival for waiting in placed])
+                recorded = self._recorder.record([waiting.arrival for waiting in group])
         except DatabaseUnavailableError as error:
-            self._fail(placed, error)
+            self._fail(group, error)
         except SQLAlchemyError as error:
             # One row that the database refuses must not take its group with it.
-            if len(placed) > 1:
-                for waiting in placed:
+            if len(group) > 1:
+                for waiting in group:
                     self._record([waiting])
                 return
             log.error("row_refused", exc_info=error)
-            self._fail(placed, RowRefusedError("the database refuses the instance's row; see the log"))
+            self._fail(group, RowRefusedError("the database refuses the instance's row; see the log"))
         else:
-            for waiting, outcome in zip(placed, recorded, strict=True):
+            for waiting, outcome in zip(group, recorded, strict=True):
                 waiting.outcome = outcome
 
     def close(self) -> None:
         """Gives the database connection back; no association is left by then."""
         self._recorder.close()
 
-    def _fail(self, placed: list[_Waiting], error: Mu2Error) -> None:
+    def _fail(self, group: list[_Waiting], error: Mu2Error) -> None:
         self._on_failure()
-        for waiting in placed:
+        for waiting in group:
             waiting.outcome = error

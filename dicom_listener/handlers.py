@@ -178,15 +178,16 @@ class StoreSink:
         incoming = self._incoming
         if incoming is None or incoming.data_set_bytes == 0:
             raise _RefusedError(Status.EMPTY_DATA_SET)
-        held = incoming.finish()
+        held = incoming.seal()
         said = held.attributes()
         self._match(said)
         services = self._services
         name = services.store.name(held, said.study_uid, said.sop_instance_uid)
         priority = services.ranking.rank(said, self._sender.peer.priority if self._sender.peer else None)
         row = arrival(held, said, name, self._sender.calling_ae_title, priority, datetime.now(UTC))
-        recorded = services.committer.commit(held, row)
+        incoming.place(name)
         self._incoming = None
+        recorded = services.committer.commit(row)
         services.holds.note(self._sender.association, recorded.study_id)
         self._note(recorded, held.size_bytes)
 

@@ -34,7 +34,7 @@ class Metrics:
         )
         self.commit_seconds = Histogram(
             "mu2_dicom_commit_seconds",
-            "Rename, folder fsync and row commit of one group.",
+            "Commit of one group of rows.",
             buckets=_SECONDS,
             registry=self.registry,
         )

@@ -88,7 +88,7 @@ class Reception:
         self.store = Store(settings.store_root, settings.store.floor_bytes)
         self.commitments = CommitmentService(settings.dicom, self.store, database)
         turn = Turn(self.store.root / "turn.lock") if one_of_many and database.is_sqlite else None
-        self._committer = Committer(self.store, database, metrics, on_lost_rows, turn)
+        self._committer = Committer(database, metrics, on_lost_rows, turn)
         ranking = Ranking(settings.queue.priority_rules)
         self.services = Services(self.store, self._committer, self.holds, ranking, metrics)
         self._metrics = metrics

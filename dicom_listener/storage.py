@@ -1,14 +1,16 @@
 """The instance store: files that are whole, durable and named by hashes, so that no sender's string becomes a path.
 
-    <root>/incoming/<process>/<n>.part                      what is being received; swept when its process is dead
+    <root>/incoming/<process>/<n>.part                                    what is being received; swept when its process is dead
     <root>/instances/<hh>/<study hash>/<sop hash>-<content hash>.dcm      what was received
-    <root>/recovered                                       its mtime says since when folders must be looked through
+    <root>/torn/                                                          what a power cut left half written
+    <root>/recovered                                                      its mtime: since when folders must be looked through
 
-The name holds a hash of the content, so equal bytes of one instance have one name (sending them again changes nothing)
-and other bytes under the same SOP Instance UID never overwrite the first: the rows say which of them counts.
+The name holds a hash of the content, so equal bytes of one instance have one name (sending them again changes nothing),
+other bytes under the same SOP Instance UID never overwrite the first (the rows say which of them counts), and a file that a
+power cut tore is known by its name.
 
-Order of safety: file fsynced, renamed into its folder, folder (and new parents) fsynced; the row is the caller's next
-step, and only then may a sender hear "success".
+Order of safety: the whole file gets its name, then file and folder (and new parents) are fsynced, side by side where that
+takes milliseconds; the row is the caller's next step, and only then may a sender hear "success".
 """
 
 import fcntl
@@ -18,7 +20,9 @@ import os
 import secrets
 import shutil
 import struct
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +34,8 @@ from worker.core.errors import InvalidObjectError, StoreUnavailableError
 PREAMBLE = bytes(128) + b"DICM"
 FLOOR_CHECK_BYTES = 64 << 20  # the disk's floor is looked at again after each of these
 _INSTANCES = "instances"
+SLOW_SYNC_SECONDS = 0.0005
+SYNC_THREADS = 16
 MOST_REMEMBERED_FOLDERS = 4_096
 _META_OFFSET = len(PREAMBLE) + 12  # behind (0002,0000), whose value is the length of the rest
 _MOST_PIECES = 512  # below the system's limit of buffers in one write
@@ -60,7 +66,7 @@ def _meta_element(element: int, vr: bytes, value: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One whole, fsynced file that has no place in the store yet."""
+    """One whole file, received or found in the store."""
 
     path: Path
     size_bytes: int  # of the file
@@ -135,20 +141,26 @@ class Incoming:
             self._next_floor_check = self._size + FLOOR_CHECK_BYTES
             self._store.check_floor()
 
-    def finish(self) -> Held:
-        """Writes what is kept, makes the file durable and closes it."""
+    def seal(self) -> Held:
+        """Writes what is kept: the data set is whole."""
         self.flush()
         try:
-            os.fsync(self._fd)
             head = os.pread(self._fd, attributes.HEAD_BYTES, self._offset)
         except OSError as error:
             raise _unavailable(error) from error
-        os.close(self._fd)
-        self._fd = -1
-        return Held(Path(self._path), self._size, self._offset, self._digest.hexdigest(), head, self._transfer_syntax)
+        digest = self._digest.hexdigest()
+        return Held(Path(self._path), self._size, self._offset, digest, head, self._transfer_syntax)
+
+    def place(self, name: str) -> None:
+        """Gives the sealed file its name in the store and makes both durable."""
+        try:
+            self._store.link(self._path, self._fd, name, self._digest.hexdigest())
+        except OSError as error:
+            raise _unavailable(error) from error
+        self.discard()
 
     def discard(self) -> None:
-        """Removes the file; harmless when it was finished, placed or discarded before."""
+        """Forgets the file if it was not placed; harmless when it was, or was discarded before."""
         self._kept.clear()
         if self._fd >= 0:
             os.close(self._fd)
@@ -187,6 +199,8 @@ class Store:
         self._numbers = itertools.count()
         self._lock_fd = -1
         self._durable: set[str] = set()  # study folders whose own entries this process has synced
+        self._slow_disk = False  # whether the last fsync took long enough to be worth another thread
+        self._syncers = ThreadPoolExecutor(SYNC_THREADS, "sync")  # starts threads when they are needed
 
     def open(self) -> None:
         """Creates the folders, claims one for incoming files and sweeps those of dead processes."""
@@ -203,6 +217,7 @@ class Store:
 
     def close(self) -> None:
         """Gives the incoming folder up."""
+        self._syncers.shutdown()
         if self._lock_fd >= 0:
             shutil.rmtree(self._incoming, ignore_errors=True)
             os.close(self._lock_fd)
@@ -229,36 +244,65 @@ class Store:
         content = _hash(held.transfer_syntax + held.sha256, 16)
         return f"{_INSTANCES}/{study[:2]}/{study[2:]}/{_hash(sop_instance_uid, 24)}-{content}.dcm"
 
-    def place(self, held: Held, relative: str, unsynced: set[str]) -> None:
-        """Moves a finished file to its name.
-
-        Adds the folders whose entries changed to `unsynced`; the file counts as stored once `sync` has seen them.
-        """
-        target = f"{self._prefix}{relative}"  # strings, not `Path`: this and `sync` run for every instance
+    def link(self, path: str, fd: int, name: str, sha256: str) -> None:
+        """Gives the whole, open file at `path` its name and makes file and entries durable. Raises `OSError`."""
+        target = f"{self._prefix}{name}"  # strings, not `Path`: this runs for every instance
         folder = target.rpartition("/")[0]
         try:
             try:
-                os.rename(held.path, target)  # noqa: PTH104
+                os.link(path, target)
             except FileNotFoundError:
                 self._durable.discard(folder)
                 Path(folder).mkdir(mode=0o750, parents=True, exist_ok=True)
-                held.path.rename(target)
-        except OSError as error:
-            raise _unavailable(error) from error
-        if folder not in self._durable:  # made now, or by another process that may not have synced it yet
-            unsynced.update((f"{self._prefix}{_INSTANCES}", folder.rpartition("/")[0]))
-        unsynced.add(folder)
+                os.link(path, target)
+        except FileExistsError:
+            self._keep_or_mend(path, fd, name, sha256)
+        else:
+            try:
+                self._sync(fd, folder)
+            except OSError:
+                Path(target).unlink(missing_ok=True)  # an fsync that failed once may report success the next time
+                raise
 
-    def sync(self, folders: Collection[str]) -> None:
-        """Makes the entries of `folders` durable, parents first."""
+    def settle(self, name: str) -> None:
+        """Makes a file durable that is in its place already. Raises `OSError`."""
+        target = f"{self._prefix}{name}"
+        fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            for folder in sorted(folders, key=len):
-                _sync_folder(folder)
-        except OSError as error:
-            raise _unavailable(error) from error
+            self._sync(fd, target.rpartition("/")[0])
+        finally:
+            os.close(fd)
+
+    def _keep_or_mend(self, path: str, fd: int, name: str, sha256: str) -> None:
+        """The name is taken: by these very bytes, which stay, or by what a power cut left of them."""
+        if not _is_whole(self.root / name, sha256):
+            os.fsync(fd)
+            os.rename(path, self.root / name)  # noqa: PTH104
+        self.settle(name)  # whoever placed it may not have come to its fsync yet
+
+    def _sync(self, fd: int, folder: str) -> None:
+        """Syncs a file and its folder; the folder's parents too when this process has not seen to them before."""
+        folders = [folder]
+        if folder not in self._durable:  # made now, or by another process that may not have synced it yet
+            folders = [f"{self._prefix}{_INSTANCES}", folder.rpartition("/")[0], folder]
+        began = time.monotonic()
+        beside = [self._syncers.submit(_sync_folder, f) for f in folders] if self._slow_disk else []
+        os.fsync(fd)
+        self._slow_disk = time.monotonic() - began > SLOW_SYNC_SECONDS
+        for future in beside:
+            future.result()
+        if not beside:
+            for one in folders:
+                _sync_folder(one)
         if len(self._durable) > MOST_REMEMBERED_FOLDERS:
             self._durable.clear()
         self._durable.update(folders)
+
+    def set_aside(self, name: str) -> None:
+        """Moves a torn file out of the instances. Raises `OSError`."""
+        folder = self.root / "torn"
+        folder.mkdir(mode=0o750, exist_ok=True)
+        (self.root / name).rename(folder / Path(name).name)
 
     def path(self, relative: str) -> Path:
         """The file of a row's path."""
@@ -325,6 +369,13 @@ def read_file(path: Path) -> Held:
             digest.update(block)
             size += len(block)
     return Held(path, size, _META_OFFSET + length, digest.hexdigest(), head, syntax)
+
+
+def _is_whole(path: Path, sha256: str) -> bool:
+    try:
+        return read_file(path).sha256 == sha256
+    except InvalidObjectError:
+        return False
 
 
 def _meta_value(meta: bytes, element: int) -> str:

@@ -141,12 +141,17 @@ def test_rows_that_were_lost_are_made_again_at_the_next_start(start: Callable[..
     assert second.sent.counted("mu2_dicom_recovered_instances_total") == 2
 
 
-def test_recovery_makes_no_row_twice_and_skips_what_it_cannot_read(running: Running) -> None:
+def test_recovery_makes_no_row_twice_and_sets_aside_what_is_torn_or_not_ours(running: Running) -> None:
     send(running.port, [ct(), ct()])
-    (running.sent.files()[0].parent / "foreign.dcm").write_bytes(b"not ours")
+    torn, kept = running.sent.files()
+    with running.sent.database.write() as session:
+        session.execute(sa.delete(Instance).where(Instance.path == str(torn.relative_to(running.sent.root))))
+    torn.write_bytes(torn.read_bytes()[:-10])
+    (kept.parent / "foreign.dcm").write_bytes(b"not ours")
     store = Store(running.sent.root, 0)
     assert recover(store, running.sent.database, Ranking({}), Metrics()) == 0
-    assert len(running.sent.instances()) == 2
+    assert running.sent.files() == [kept]
+    assert {p.name for p in (running.sent.root / "torn").iterdir()} == {torn.name, "foreign.dcm"}
 
 
 def test_recovery_looks_only_through_folders_that_changed_since_the_last(running: Running) -> None:

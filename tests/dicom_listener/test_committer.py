@@ -3,15 +3,12 @@
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pytest
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from sqlalchemy.exc import StatementError
 
 from dicom_listener.committer import Committer, RowRefusedError
 from dicom_listener.metrics import Metrics
-from dicom_listener.storage import Store
 from tests.core.builders import arrival, uid
 from worker.core.arrivals import Arrival, Recorded
 from worker.core.database import Database
@@ -21,24 +18,17 @@ from worker.core.records import Disposition
 
 
 class Bench:
-    """A committer with a real store, and a recorder that a test can slow down or break."""
+    """A committer whose recorder a test can slow down or break."""
 
-    def __init__(self, root: Path, database: Database) -> None:
-        self.store = Store(root, 0)
-        self.store.open()
+    def __init__(self, database: Database) -> None:
         self.failures = 0
-        self.committer = Committer(self.store, database, Metrics(), self._count)
+        self.committer = Committer(database, Metrics(), self._count)
 
     def _count(self) -> None:
         self.failures += 1
 
     def commit(self, study: str) -> Recorded:
-        instance = uid()
-        incoming = self.store.receive(CTImageStorage, instance, ExplicitVRLittleEndian)
-        incoming.add(memoryview(instance.encode()))
-        held = incoming.finish()
-        row = arrival(study, path=self.store.name(held, study, instance), sop_instance_uid=instance, sha256=held.sha256)
-        return self.committer.commit(held, row)
+        return self.committer.commit(arrival(study))
 
     def commit_at_once(self, study: str, count: int) -> list[Recorded | Mu2Error]:
         outcomes: list[Recorded | Mu2Error] = []
@@ -58,10 +48,9 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, sqlite_database: Database) -> Iterator[Bench]:
-    made = Bench(tmp_path / "store", sqlite_database)
+def bench(sqlite_database: Database) -> Iterator[Bench]:
+    made = Bench(sqlite_database)
     yield made
-    made.store.close()
     made.committer.close()
 
 

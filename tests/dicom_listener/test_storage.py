@@ -13,7 +13,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from dicom_listener import storage
 from dicom_listener.statuses import Status
-from dicom_listener.storage import Held, Store
+from dicom_listener.storage import Incoming, Store
 from tests.dicom_listener.conftest import Running
 from tests.dicom_listener.sending import ct, echo, send
 from worker.core.errors import InvalidObjectError, StoreUnavailableError
@@ -42,16 +42,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def receive(store: Store, content: bytes, instance: str = "1.2.3") -> Held:
+def receive(store: Store, content: bytes, instance: str = "1.2.3") -> Incoming:
     incoming = store.receive(CTImageStorage, instance, ExplicitVRLittleEndian)
     incoming.add(memoryview(content))
-    return incoming.finish()
+    return incoming
 
 
-def place(store: Store, held: Held, study: str = "1.2", instance: str = "1.2.3") -> Path:
-    name, folders = store.name(held, study, instance), set[str]()
-    store.place(held, name, folders)
-    store.sync(folders)
+def place(store: Store, content: bytes, study: str = "1.2", instance: str = "1.2.3") -> Path:
+    incoming = receive(store, content, instance)
+    name = store.name(incoming.seal(), study, instance)
+    incoming.place(name)
     return store.path(name)
 
 
@@ -64,7 +64,7 @@ def test_file_header_is_valid_and_names_what_was_sent(tmp_path: Path) -> None:
 
 
 def test_names_hold_nothing_that_was_sent(store: Store) -> None:
-    path = place(store, receive(store, b"content"), "1.2.3", "4.5.6")
+    path = place(store, b"content", "1.2.3", "4.5.6")
     relative = path.relative_to(store.root)
     assert relative.parts[0] == "instances"
     assert all(set(part) <= set("0123456789abcdef-.dcm") for part in relative.parts[1:])
@@ -72,7 +72,7 @@ def test_names_hold_nothing_that_was_sent(store: Store) -> None:
 
 
 def test_same_content_has_one_name_and_other_content_another(store: Store) -> None:
-    first, again, other = (place(store, receive(store, content)) for content in (b"one", b"one", b"two"))
+    first, again, other = (place(store, content) for content in (b"one", b"one", b"two"))
     assert first == again
     assert first != other
     assert len(list(first.parent.iterdir())) == 2
@@ -87,10 +87,21 @@ def test_file_is_not_in_its_place_before_it_is_whole(store: Store) -> None:
 
 
 def test_stored_file_is_read_back_as_it_was_received(store: Store) -> None:
-    held = receive(store, b"content" * 5000)
-    again = storage.read_file(place(store, held))
+    incoming = receive(store, b"content" * 5000)
+    held = incoming.seal()
+    incoming.place(store.name(held, "1.2", "1.2.3"))
+    again = storage.read_file(store.path(store.name(held, "1.2", "1.2.3")))
     assert (again.sha256, again.size_bytes, again.offset) == (held.sha256, held.size_bytes, held.offset)
     assert (again.transfer_syntax, again.head) == (held.transfer_syntax, held.head)
+
+
+def test_file_that_a_power_cut_tore_is_mended_by_sending_it_again(store: Store) -> None:
+    path = place(store, b"content" * 100)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:300])
+    assert place(store, b"content" * 100) == path
+    assert path.read_bytes() == whole
+    assert not list((store.root / "incoming").rglob("*.part"))
 
 
 @pytest.mark.parametrize("content", [b"", bytes(200), bytes(128) + b"DICM" + b"\xff" * 100])
@@ -111,25 +122,42 @@ def test_leftovers_of_dead_processes_are_swept_and_those_of_living_ones_are_not(
     second.open()
     assert not dead.exists()
     alive.add(memoryview(b"goes on"))
-    assert alive.finish().path.exists()
+    assert alive.seal().path.exists()
     second.close()
 
 
-def test_folder_that_retention_removed_is_made_and_synced_again(store: Store) -> None:
-    path = place(store, receive(store, b"one"))
-    path.unlink()
+@pytest.mark.parametrize("slow", [False, True])
+def test_folder_and_its_parents_are_synced_when_they_are_new_or_made_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch, slow: bool
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+    monkeypatch.setattr(storage, "SLOW_SYNC_SECONDS", -1.0 if slow else 60.0)
+
+    def noted(fd: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
+        fsync(fd)
+
+    place(store, b"the first tells how slow the disk is", "9.9")
+    monkeypatch.setattr(os, "fsync", noted)
+    folders = [str(p) for p in list(place(store, b"one").parents)[:3]]
+    assert set(folders) < set(synced)
+    synced.clear()
+    place(store, b"two")
+    assert [s for s in synced if s in folders] == folders[:1]
+    path = place(store, b"one")
+    for file in path.parent.iterdir():
+        file.unlink()
     path.parent.rmdir()
-    folders = set[str]()
-    held = receive(store, b"one")
-    store.place(held, store.name(held, "1.2", "1.2.3"), folders)
-    assert {str(path.parent), str(path.parent.parent), str(store.root / "instances")} == folders
+    synced.clear()
+    place(store, b"one")
+    assert set(folders) < set(synced)
 
 
 def test_write_that_the_disk_takes_in_parts_is_finished(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     whole_write = os.writev
     monkeypatch.setattr(os, "writev", lambda fd, parts: whole_write(fd, [memoryview(parts[0])[:3]]))
-    held = receive(store, b"0123456789" * 20)
-    assert held.path.read_bytes().endswith(b"0123456789" * 20)
+    assert place(store, b"0123456789" * 20).read_bytes().endswith(b"0123456789" * 20)
 
 
 def test_disk_below_its_floor_refuses_with_its_status_and_echo_still_answers(start: Callable[..., Running]) -> None:
@@ -149,7 +177,7 @@ def test_full_disk_refuses_in_the_middle_of_a_data_set_and_goes_on_when_there_is
     assert not list((small_disk / "store" / "incoming").rglob("*.part"))
 
 
-@pytest.mark.parametrize("step", ["fsync", "rename", "open"])
+@pytest.mark.parametrize("step", ["fsync", "link", "open", "writev", "pread"])
 def test_failing_disk_is_answered_with_out_of_resources_and_no_row(
     running: Running, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
