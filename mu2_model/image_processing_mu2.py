@@ -169,34 +169,27 @@ class Mu2ImageProcessor(BaseImageProcessor):
         # Only the body's box is turned into floats and multiplied; the whole plane is still looked at.
         rows, columns = used_columns(over_rows), used_columns(over_columns)
         over_rows, over_columns = over_rows[:, rows].contiguous(), over_columns[:, columns].contiguous()
-        in_plane = over_rows.new_empty(oriented.shape[0], over_rows.shape[0], over_columns.shape[0])
-        broken = padding = dense = 0
-        lowest = math.inf
+        out = over_rows.new_zeros(over_slices.shape[0], over_rows.shape[0], over_columns.shape[0])
+        # Fewer slices first when there will be fewer: everything after costs by the slice.
+        fewer = over_slices.shape[0] < oriented.shape[0]
+        boxes = over_rows.new_zeros(over_slices.shape[0], over_rows.shape[1], over_columns.shape[1]) if fewer else None
+        seen = _Seen()
         for first in range(0, oriented.shape[0], SLAB_SLICES):
             slab = torch.from_numpy(np.ascontiguousarray(oriented[first : first + SLAB_SLICES])).to(over_rows.device)
-            if slab.dtype.is_floating_point:
-                finite = torch.isfinite(slab)
-                broken += int((~finite).sum())
-                slab = torch.where(finite, slab, AIR_HU)
-            low, high = int(slab.min()), int(slab.max())
-            lowest = min(lowest, low)
-            padding += int((slab < AIR_HU).sum()) if low < AIR_HU else 0
-            dense += int((slab > DENSEST_HU).sum()) if high > DENSEST_HU else 0
-            slab = slab[:, rows, columns].float().clamp_(AIR_HU, DENSEST_HU)
-            in_plane[first : first + SLAB_SLICES] = over_rows @ slab @ over_columns.T
-        if lowest > MUST_REACH_BELOW_HU:
+            slab = seen.look(slab)[:, rows, columns].float().clamp_(AIR_HU, DENSEST_HU)
+            share = over_slices[:, first : first + SLAB_SLICES]
+            reached = used_columns(share.T)
+            if boxes is None:
+                slab = over_rows @ slab @ over_columns.T
+            target = out if boxes is None else boxes
+            target[reached] += (share[reached] @ slab.flatten(1)).unflatten(1, slab.shape[1:])
+        if seen.lowest > MUST_REACH_BELOW_HU:
             raise VolumeError(
-                f"the lowest value is {lowest:.0f}: a CT in Hounsfield units holds air (below {MUST_REACH_BELOW_HU:.0f}). "
+                f"the lowest value is {seen.lowest:.0f}: a CT in Hounsfield units holds air (below {MUST_REACH_BELOW_HU:.0f}). "
                 "Apply slope and intercept, or this is not a CT"
             )
-        for count, what in (
-            (broken, f"not finite, set to {AIR_HU:.0f} HU"),
-            (padding, f"below {AIR_HU:.0f} HU (padding), set to {AIR_HU:.0f} HU"),
-            (dense, f"above {DENSEST_HU:.0f} HU (metal), set to {DENSEST_HU:.0f} HU"),
-        ):
-            if count:
-                repairs.append(f"{100 * count / oriented.size:.2g} % of the voxels were {what}")
-        return (over_slices @ in_plane.flatten(1)).unflatten(1, in_plane.shape[1:])
+        repairs += seen.repairs(oriented.size)
+        return out if boxes is None else over_rows @ boxes @ over_columns.T
 
     def _window(self, hu: Tensor) -> Tensor:
         channels = hu.new_empty(len(self.windows), *hu.shape)
@@ -204,6 +197,35 @@ class Mu2ImageProcessor(BaseImageProcessor):
             torch.sub(hu, level - width / 2, out=channels[channel])
             channels[channel].div_(width).clamp_(0, 1)
         return channels
+
+
+class _Seen:
+    """What was out of range in the slabs looked at so far."""
+
+    def __init__(self) -> None:
+        self.broken = self.padding = self.dense = 0
+        self.lowest = math.inf
+
+    def look(self, slab: Tensor) -> Tensor:
+        """Count, and replace what is not finite by air."""
+        if slab.dtype.is_floating_point:
+            finite = torch.isfinite(slab)
+            self.broken += int((~finite).sum())
+            slab = torch.where(finite, slab, AIR_HU)
+        low, high = float(slab.min()), float(slab.max())
+        self.lowest = min(self.lowest, low)
+        self.padding += int((slab < AIR_HU).sum()) if low < AIR_HU else 0
+        self.dense += int((slab > DENSEST_HU).sum()) if high > DENSEST_HU else 0
+        return slab
+
+    def repairs(self, voxels: int) -> list[str]:
+        """A sentence for each kind of value that was replaced."""
+        kinds = (
+            (self.broken, f"not finite, set to {AIR_HU:.0f} HU"),
+            (self.padding, f"below {AIR_HU:.0f} HU (padding), set to {AIR_HU:.0f} HU"),
+            (self.dense, f"above {DENSEST_HU:.0f} HU (metal), set to {DENSEST_HU:.0f} HU"),
+        )
+        return [f"{100 * count / voxels:.2g} % of the voxels were {what}" for count, what in kinds if count]
 
 
 def check_array(hu: Any, min_slices: int) -> NDArray[Any]:

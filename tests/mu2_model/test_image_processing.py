@@ -68,6 +68,28 @@ def test_a_known_value_lands_in_each_window_by_its_level_and_width() -> None:
     assert torch.allclose(middle, torch.tensor([(40 + 1350) / 1500, 0.5, (40 + 500) / 1800]), atol=1e-5)
 
 
+@pytest.mark.parametrize("slice_mm", [0.7, 2.0, 3.0, 6.5])
+def test_resampling_in_any_order_of_axes_is_one_trilinear_map(slice_mm: float) -> None:
+    hu = np.random.default_rng(0).normal(-300, 300, (70, 40, 44)).astype(np.float32)
+    image = processor(windows=[(0.0, 8000.0)])
+    prepared = image.prepare(hu, affine(slice_mm))
+    grid = prepared.grid
+    clipped = np.clip(hu[:, ::-1, ::-1], -1024, 3071).astype(np.float64)
+    steps = np.abs(np.diag(grid.to_source)[:3])
+    spacing = np.array([slice_mm, 1.5, 1.5])
+    expected = clipped
+    for axis in range(3):
+        start = grid.to_source[axis, 3] if axis == 0 else hu.shape[axis] - 1 - grid.to_source[axis, 3]
+        centre = np.clip(start + np.arange(grid.shape[axis]) * steps[axis], 0, hu.shape[axis] - 1)
+        distance = np.abs(np.arange(hu.shape[axis])[None] - centre[:, None])
+        weight = np.clip(1 - distance / max(steps[axis], 1), 0, None)
+        weight /= weight.sum(axis=1, keepdims=True)
+        expected = np.moveaxis(np.tensordot(weight, expected, axes=(1, axis)), 0, axis)
+    assert grid.spacing_mm == pytest.approx(tuple(steps * spacing))
+    ours = prepared.pixel_values[:, 0].flatten(0, 1)[tuple(slice(0, n) for n in grid.shape)].numpy() * 8000 - 4000
+    assert np.abs(ours - expected).max() < 0.02
+
+
 def test_the_body_fills_the_plane_with_its_aspect_kept() -> None:
     prepared = processor().prepare(body(), affine())
     spacing = prepared.grid.spacing_mm
