@@ -21,7 +21,7 @@ TINY = replace(
     width=32,
     vision_width=16,
     queries=4,
-    selected=8,
+    selected=4,
     max_new_tokens=24,
 )
 SIDES = ("left", "right")
