@@ -34,7 +34,8 @@ from worker.core.errors import InvalidObjectError, StoreUnavailableError
 PREAMBLE = bytes(128) + b"DICM"
 FLOOR_CHECK_BYTES = 64 << 20  # the disk's floor is looked at again after each of these
 _INSTANCES = "instances"
-SLOW_SYNC_SECONDS = 0.0005
+SLOW_SYNC_SECONDS = 0.001
+PROBE_EVERY = 64  # so often the disk is asked again whether it is slow
 SYNC_THREADS = 16
 MOST_REMEMBERED_FOLDERS = 4_096
 _META_OFFSET = len(PREAMBLE) + 12  # behind (0002,0000), whose value is the length of the rest
@@ -199,7 +200,8 @@ class Store:
         self._numbers = itertools.count()
         self._lock_fd = -1
         self._durable: set[str] = set()  # study folders whose own entries this process has synced
-        self._slow_disk = False  # whether the last fsync took long enough to be worth another thread
+        self._slow_disk = False  # whether syncing one after the other took long enough to be worth another thread
+        self._syncs = itertools.count()
         self._syncers = ThreadPoolExecutor(SYNC_THREADS, "sync")  # starts threads when they are needed
 
     def open(self) -> None:
@@ -285,15 +287,17 @@ class Store:
         folders = [folder]
         if folder not in self._durable:  # made now, or by another process that may not have synced it yet
             folders = [f"{self._prefix}{_INSTANCES}", folder.rpartition("/")[0], folder]
-        began = time.monotonic()
-        beside = [self._syncers.submit(_sync_folder, f) for f in folders] if self._slow_disk else []
-        os.fsync(fd)
-        self._slow_disk = time.monotonic() - began > SLOW_SYNC_SECONDS
-        for future in beside:
-            future.result()
-        if not beside:
+        if self._slow_disk and next(self._syncs) % PROBE_EVERY:
+            beside = [self._syncers.submit(_sync_folder, one) for one in folders]
+            os.fsync(fd)
+            for future in beside:
+                future.result()
+        else:
+            began = time.monotonic()
+            os.fsync(fd)
             for one in folders:
                 _sync_folder(one)
+            self._slow_disk = time.monotonic() - began > SLOW_SYNC_SECONDS
         if len(self._durable) > MOST_REMEMBERED_FOLDERS:
             self._durable.clear()
         self._durable.update(folders)
