@@ -156,7 +156,7 @@ def test_stopped_worker_ends_what_it_has_in_hand_and_leaves_the_rest(site: Site)
     assert AttemptOutcome.RUNNING not in attempt_outcomes(site, Stage.PREPARE)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGQUIT])
 def test_busy_worker_obeys_every_signal_to_stop(site: Site, number: signal.Signals) -> None:
     for _ in range(40):
         site.add_study()
@@ -176,6 +176,7 @@ def test_worker_refuses_to_start_on_a_database_that_is_not_migrated(site: Site) 
     assert "mu2 db upgrade" in worker.output
 
 
+@pytest.mark.slow  # PostgreSQL's test of the same with three workers always runs
 def test_two_workers_share_the_studies_and_draft_each_once(site: Site, receiver: MllpReceiver) -> None:
     site.deliver_to(ris(receiver))
     study_ids = [site.add_study() for _ in range(10)]
