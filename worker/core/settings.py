@@ -85,7 +85,7 @@ class QueueSettings(_Group):
     url: SecretStr = Field(SecretStr(""), description="Broker URL; empty means the embedded Valkey under MU2_HOME.")
     sweep_seconds: Seconds = Field(2.0, description="How often one worker re-submits what is due.")
     lease_seconds: Seconds = Field(60.0, description="A claim without heartbeat is free again after this long.")
-    max_attempts: int = Field(5, ge=1, description="Attempts of one stage before the study fails.")
+    max_attempts: int = Field(8, ge=1, description="Attempts of one stage before the study fails.")
     max_crashes: int = Field(3, ge=1, description="Leases lost in one stage before the study is quarantined as failed.")
     backoff_seconds: Seconds = Field(5.0, description="First wait before a retry; doubles up to an hour.")
     priority_rules: dict[str, Literal["stat", "urgent", "routine"]] = Field(
