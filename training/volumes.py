@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import torch
-from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mu2_model import Mu2ImageProcessor
 from mu2_model.errors import VolumeError
 from mu2_model.image_processing_mu2 import Volume
+from mu2_model.nifti import load_nifti
 from training.data import file_digest
 
 STORED_DTYPE = np.float16
@@ -41,15 +40,9 @@ def read_volume(path: Path | str) -> Volume:
     if Path(path).suffix == ".npz":
         return _read_phantom(Path(path))
     try:
-        image: Any = nibabel.load(path)
-        array = np.asanyarray(image.dataobj)
-    except (ImageFileError, OSError, EOFError, ValueError) as error:
-        raise BadVolumeError(f"{Path(path).name} cannot be read as NIfTI: {error}") from error
-    if array.ndim != 3:
-        raise BadVolumeError(f"{Path(path).name} has {array.ndim} dimensions, not 3")
-    # NIfTI arrays are (column, row, slice); the reversed view costs nothing.
-    affine = np.asarray(image.affine, dtype=np.float64)[:, [2, 1, 0, 3]]
-    return array.transpose(2, 1, 0), affine
+        return load_nifti(path)
+    except VolumeError as error:
+        raise BadVolumeError(str(error)) from error
 
 
 def _read_phantom(path: Path) -> Volume:
