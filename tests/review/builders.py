@@ -70,6 +70,7 @@ class Department:
         *,
         sentences: tuple[Sentence, ...] = SENTENCES,
         slices: int = 24,
+        size: int = 256,
         evidence: bool = False,
         **changes: object,
     ) -> str:
@@ -79,7 +80,7 @@ class Department:
         folder = f"inputs/{prepare.study_id[:2]}/{prepare.study_id}/1/{uuid.uuid4()}"
         root = self.settings.store_root
         (root / folder).mkdir(parents=True)
-        volume = phantom(slices)
+        volume = phantom(slices, size)
         stored.save(volume, root / folder / "volume-01.npz")
         choice = {
             "series": [],

@@ -69,6 +69,8 @@ async function add() {
   await htmx.ajax("POST", button.getAttribute("hx-post"), { target: "#report-side", swap: "outerHTML", values, source: document.getElementById("live") });
 }
 
+document.addEventListener("focusin", (event) => select(event.target.closest("article.sentence"), { scroll: false }));
+
 // Dialogs
 
 function open(id) {
@@ -120,7 +122,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && typing(event.target)) {
     const card = event.target.closest("article.sentence");
     event.target.blur();
-    card?.focus();
+    select(card);
     return;
   }
   if (typing(event.target)) return;

@@ -211,11 +211,12 @@ function drawMeasure(line, s) {
   context.moveTo(x1, y1);
   context.lineTo(x2, y2);
   context.stroke();
+  const label = `${lengthOf(line).toFixed(1)} mm`;
   context.font = `${14 * ratio}px system-ui, sans-serif`;
-  context.shadowColor = "#000";
-  context.shadowBlur = 4 * ratio;
-  context.fillText(`${lengthOf(line).toFixed(1)} mm`, x2 + 8 * ratio, y2 - 6 * ratio);
-  context.shadowBlur = 0;
+  context.fillStyle = "rgb(0 0 0 / 75%)";
+  context.fillRect(x2 + 6 * ratio, y2 - 20 * ratio, context.measureText(label).width + 8 * ratio, 19 * ratio);
+  context.fillStyle = "#ffe27a";
+  context.fillText(label, x2 + 10 * ratio, y2 - 6 * ratio);
 }
 
 function lengthOf(line) {
