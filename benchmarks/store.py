@@ -1,6 +1,6 @@
 """C-STORE: instances a second of the listener beside dcmtk's storescp, Orthanc and pynetdicom's storescp.
 
-    python benchmarks/store.py [--repeats 5] [--instances 150] [--places tmpfs,disk] [--streams 1,4] [--json OUT]
+    python benchmarks/store.py [--repeats 5] [--instances 150] [--places tmpfs,disk] [--streams 1,4] [--processes 1]
     python benchmarks/store.py --flat 20000        the listener's memory over so many instances
 
 Every receiver is started empty, takes the same 512 x 512 CT instances (525 kB, uncompressed) from dcmtk's `storescu`, one
@@ -59,7 +59,11 @@ def _ours(home: Path) -> list[str]:
 
 
 def _storescp(home: Path) -> list[str]:
-    return ["storescp", "--fork", "-q", "-pdu", "131072", "-od", str(home), "-aet", "MU2", str(PORT)]
+    return ["storescp", "--fork", "-q", "-od", str(home), "-aet", "MU2", str(PORT)]
+
+
+def _storescp_large_pdus(home: Path) -> list[str]:
+    return ["storescp", "-pdu", "131072", *_storescp(home)[1:]]
 
 
 def _orthanc(home: Path) -> list[str]:
@@ -69,12 +73,13 @@ def _orthanc(home: Path) -> list[str]:
 
 
 def _pynetdicom(home: Path) -> list[str]:
-    return [sys.executable, "-m", "pynetdicom", "storescp", str(PORT), "-od", str(home), "-q", "-aet", "MU2"]
+    return [sys.executable, "-m", "pynetdicom", "storescp", str(PORT), "-od", str(home), "-aet", "MU2"]
 
 
 RECEIVERS = [
     Receiver(OURS, True, _ours),
     Receiver("dcmtk storescp --fork", False, _storescp),
+    Receiver("dcmtk storescp --fork, 128 KiB PDUs", False, _storescp_large_pdus),
     Receiver("Orthanc", True, _orthanc),
     Receiver("pynetdicom storescp", False, _pynetdicom),
 ]
@@ -87,7 +92,11 @@ COLUMNS = (
     "MB/s",
     "ours ÷ this: median (range)",
 )
-PROGRAMS = {"dcmtk storescp --fork": "storescp", "Orthanc": "Orthanc"}
+PROGRAMS = {
+    "dcmtk storescp --fork": "storescp",
+    "dcmtk storescp --fork, 128 KiB PDUs": "storescp",
+    "Orthanc": "Orthanc",
+}
 
 
 def serve(home: Path, processes: int) -> None:

@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 LOBBY_SIZE = 256
 BACKLOG = 512
-TICK_SECONDS = 0.25
+TICK_SECONDS = 0.1
 _NO_DESCRIPTORS_PAUSE_SECONDS = 0.05
 
 

@@ -23,6 +23,7 @@ import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ PREAMBLE = bytes(128) + b"DICM"
 FLOOR_CHECK_BYTES = 64 << 20  # the disk's floor is looked at again after each of these
 _INSTANCES = "instances"
 SLOW_SYNC_SECONDS = 0.001
+SLOW_IN_A_ROW = 8  # fewer may be a busy processor
 PROBE_EVERY = 64  # so often the disk is asked again whether it is slow
 SYNC_THREADS = 16
 MOST_REMEMBERED_FOLDERS = 4_096
@@ -166,7 +168,8 @@ class Incoming:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        Path(self._path).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(self._path)  # noqa: PTH108
 
 
 class Turn:
@@ -200,7 +203,7 @@ class Store:
         self._numbers = itertools.count()
         self._lock_fd = -1
         self._durable: set[str] = set()  # study folders whose own entries this process has synced
-        self._slow_disk = False  # whether syncing one after the other took long enough to be worth another thread
+        self._slow_in_a_row = 0  # times that syncing one after the other took long enough to be worth another thread
         self._syncs = itertools.count()
         self._syncers = ThreadPoolExecutor(SYNC_THREADS, "sync")  # starts threads when they are needed
 
@@ -287,7 +290,7 @@ class Store:
         folders = [folder]
         if folder not in self._durable:  # made now, or by another process that may not have synced it yet
             folders = [f"{self._prefix}{_INSTANCES}", folder.rpartition("/")[0], folder]
-        if self._slow_disk and next(self._syncs) % PROBE_EVERY:
+        if self._slow_in_a_row >= SLOW_IN_A_ROW and next(self._syncs) % PROBE_EVERY:
             beside = [self._syncers.submit(_sync_folder, one) for one in folders]
             os.fsync(fd)
             for future in beside:
@@ -297,7 +300,8 @@ class Store:
             os.fsync(fd)
             for one in folders:
                 _sync_folder(one)
-            self._slow_disk = time.monotonic() - began > SLOW_SYNC_SECONDS
+            slow = time.monotonic() - began > SLOW_SYNC_SECONDS
+            self._slow_in_a_row = self._slow_in_a_row + 1 if slow else 0
         if len(self._durable) > MOST_REMEMBERED_FOLDERS:
             self._durable.clear()
         self._durable.update(folders)

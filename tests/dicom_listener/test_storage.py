@@ -138,7 +138,7 @@ def test_folder_and_its_parents_are_synced_when_they_are_new_or_made_again(
         synced.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
         fsync(fd)
 
-    for number in range(2):  # the first tells how slow the disk is, the second is the one in so many that asks again
+    for number in range(storage.SLOW_IN_A_ROW + 1):  # they tell how slow the disk is; the last but asks again
         place(store, bytes([number]), "9.9")
     monkeypatch.setattr(os, "fsync", noted)
     folders = [str(p) for p in list(place(store, b"one").parents)[:3]]
