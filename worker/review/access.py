@@ -194,9 +194,12 @@ def _login(row: WebSession, origin: str) -> Login:
 READERS = (Role.RADIOLOGIST, Role.VIEWER)
 """Roles that see studies."""
 
+ADMIT_READER = require(*READERS, touch=False)
+"""Lets readers through and raises for everybody else; for routes that remember its answer for a moment."""
+
 AnyLogin = Annotated[Login, Depends(require())]
 ReaderLogin = Annotated[Login, Depends(require(*READERS))]
-QuietReaderLogin = Annotated[Login, Depends(require(*READERS, touch=False))]
+QuietReaderLogin = Annotated[Login, Depends(ADMIT_READER)]
 QuietLogin = Annotated[Login, Depends(require(touch=False))]
 RadiologistLogin = Annotated[Login, Depends(require(Role.RADIOLOGIST))]
 AdminLogin = Annotated[Login, Depends(require(Role.ADMIN))]

@@ -33,7 +33,7 @@ from worker.review.access import ForbiddenError, LoginRequiredError, SessionLock
 from worker.review.desk import Office, Ring
 from worker.review.live import Hub
 from worker.review.pages import error_page, make_templates
-from worker.review.slices import SliceCache
+from worker.review.slices import Looks, SliceCache
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +60,7 @@ def create_app(settings: Settings, database: Database, ring: Ring) -> FastAPI:
         templates=make_templates(settings),
         slices=SliceCache(settings.review.slice_cache_mib),
         hub=hub,
+        looks=Looks(),
         ring_queue=ring,
     )
 

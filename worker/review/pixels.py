@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi import Path as InPath
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
 from worker.core import audit, studies
 from worker.core.errors import NotFoundError
@@ -14,7 +15,7 @@ from worker.core.records import Sentence, Study
 from worker.core.review_records import EvidenceRequest
 from worker.imaging import heat
 from worker.review import slices
-from worker.review.access import OfficeOf, QuietReaderLogin, ReaderLogin
+from worker.review.access import ADMIT_READER, OfficeOf, QuietReaderLogin, ReaderLogin, cookie_name
 from worker.review.desk import Office
 from worker.review.slices import OpenVolume
 from worker.review.study import find, report_side
@@ -49,26 +50,27 @@ def describe(study_id: str, found: OfficeOf, login: QuietReaderLogin) -> JSONRes
 
 
 @router.get("/volumes/{number}/{plane}/{index}")
-def show_slice(
-    study_id: str,
-    number: Number,
-    plane: Plane,
-    index: Index,
-    request: Request,
-    found: OfficeOf,
-    login: QuietReaderLogin,
+async def show_slice(
+    study_id: str, number: Number, plane: Plane, index: Index, request: Request, found: OfficeOf
 ) -> Response:
-    """One slice: gzip-compressed int16 Hounsfield units, row by row."""
-    path = _path(found, study_id, number)
+    """One slice: gzip-compressed int16 Hounsfield units, row by row.
+
+    A reader scrolls: the look at session and study holds for the next second of this reader, study and volume.
+    """
+    key = (request.cookies.get(cookie_name(found.settings.review), ""), study_id, number)
+    path = found.looks.get(key)
+    if path is None:
+        await ADMIT_READER(request)
+        path = await run_in_threadpool(_path, found, study_id, number)
+        found.looks.put(key, path)
     tag = f'"{path.parent.name}-{number}-{plane}-{index}"'
     headers = {"Cache-Control": f"private, max-age={KEEP_SECONDS}", "ETag": tag, "Vary": "Cookie"}
     if request.headers.get("If-None-Match") == tag:
         return Response(status_code=304, headers=headers)
-    return Response(
-        found.slices.get(path, plane, index),
-        media_type="application/octet-stream",
-        headers={**headers, "Content-Encoding": "gzip"},
-    )
+    body = found.slices.peek(path, plane, index)
+    if body is None:
+        body = await run_in_threadpool(found.slices.get, path, plane, index)
+    return Response(body, media_type="application/octet-stream", headers={**headers, "Content-Encoding": "gzip"})
 
 
 @router.post("/evidence")

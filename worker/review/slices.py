@@ -5,6 +5,7 @@ the axes were put in the order that readers know: patient right on the left of t
 """
 
 import threading
+import time
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -145,14 +146,21 @@ class SliceCache:
         self._size = 0
         self._lock = threading.Lock()
 
-    def get(self, path: Path, plane: str, index: int) -> bytes:
-        """A plane as gzip bytes; raises as `open_volume` and `OpenVolume.plane`."""
+    def peek(self, path: Path, plane: str, index: int) -> bytes | None:
+        """A plane that is in memory already."""
         key = (str(path), plane, index)
         with self._lock:
             found = self._planes.get(key)
             if found is not None:
                 self._planes.move_to_end(key)
-                return found
+            return found
+
+    def get(self, path: Path, plane: str, index: int) -> bytes:
+        """A plane as gzip bytes; raises as `open_volume` and `OpenVolume.plane`."""
+        found = self.peek(path, plane, index)
+        if found is not None:
+            return found
+        key = (str(path), plane, index)
         made = igzip.compress(open_volume(path).plane(plane, index).tobytes(), COMPRESSION_LEVEL)
         with self._lock:
             if key not in self._planes:
@@ -161,3 +169,27 @@ class SliceCache:
             while self._size > self._limit:
                 self._size -= len(self._planes.popitem(last=False)[1])
         return made
+
+
+class Looks:
+    """What was allowed a moment ago: (session's cookie, study, volume) to the volume's file, for one second."""
+
+    SECONDS = 1.0
+    MOST = 4096
+
+    def __init__(self) -> None:
+        self._until: dict[tuple[str, str, int], tuple[float, Path]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[str, str, int]) -> Path | None:
+        """The file, when the same was allowed within the last second."""
+        with self._lock:
+            found = self._until.get(key)
+        return found[1] if found is not None and found[0] > time.monotonic() else None
+
+    def put(self, key: tuple[str, str, int], path: Path) -> None:
+        """Notes that this was allowed."""
+        with self._lock:
+            if len(self._until) >= self.MOST:
+                self._until.clear()
+            self._until[key] = (time.monotonic() + self.SECONDS, path)
