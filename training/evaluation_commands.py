@@ -169,6 +169,8 @@ def evaluate_command(
     asked = make_judge(judge, device)
     results, figures = [], []
     for folder in model or [SHIPPED]:
+        if not (folder / "config.json").is_file():
+            raise typer.BadParameter(f"no checkpoint in {folder}: name one by --model")
         drafter = Drafter(folder, source_maker(cache, cases, cached_tokens), batch_size=batch, device=device)
         drafted = draft_with_bar(drafter, cases, folder.name)
         result = score_drafts(folder.name, drafted, asked, bert)

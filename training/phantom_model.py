@@ -14,6 +14,7 @@ import typer
 from training import commands, evaluation_commands
 from training.phantoms.generate import Split
 from training.pipeline import PhantomSet, make_sets, unless_there
+from training.preferences import read_pairs
 from training.readout import readout_command
 
 SETS = {"train": (1, Split.TRAIN), "validation": (2, Split.VALIDATION), "held_out": (3, Split.TEST)}
@@ -64,8 +65,14 @@ def mu2_phantom(
         ),
         pairs.name,
     )
-    dpo = stage("dpo", commands.dpo, sft, pairs, lr=DPO_RATE, epochs=dpo_epochs, **trained)
+    scored = [sft]
+    if read_pairs(pairs):
+        scored = [stage("dpo", commands.dpo, sft, pairs, lr=DPO_RATE, epochs=dpo_epochs, **trained), sft]
+    else:
+        commands.NOTES.print(
+            "no preference pair was kept, so there is no DPO: the drafts are too much alike or too poor"
+        )
     evaluation_commands.evaluate_command(
-        score, [dpo, sft], out / "scores", cache=cache, cached_tokens=True, card=True, threads=threads
+        score, scored, out / "scores", cache=cache, cached_tokens=True, card=True, threads=threads
     )
-    commands.NOTES.print(json.dumps({"checkpoint": str(dpo), "read_out": str(out / "readout.json")}))
+    commands.NOTES.print(json.dumps({"checkpoint": str(scored[0]), "read_out": str(out / "readout.json")}))

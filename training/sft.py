@@ -11,14 +11,14 @@ from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTConfig, SFTTrainer
 
 from mu2_model import Mu2ForConditionalGeneration, Mu2Processor
 from training.checkpoints import ProvenanceCallback, save_trained
 from training.collators import SftCollator, VolumeSource, check_lengths
 from training.data import Case
-from training.provenance import Provenance
+from training.provenance import FILE, Provenance
 from training.shared_encoding import SharedEncoding, freeze, share_encoding
 
 FROZEN = {"sft-align": ("vision_tower", "language_model"), "sft": (), "dpo": ()}
@@ -114,5 +114,10 @@ def train_sft(
 
 
 def last_checkpoint(out: Path) -> str | None:
-    """The newest complete checkpoint of a run, or None when it has not begun."""
-    return get_last_checkpoint(str(out)) if out.is_dir() else None
+    """The newest complete checkpoint of a run, or None when it has none.
+
+    A kill while one is written leaves a folder without the provenance, which is written last.
+    """
+    complete = [folder for folder in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (folder / FILE).is_file()]
+    newest = max(complete, key=lambda folder: int(folder.name.rsplit("-", 1)[1]), default=None)
+    return None if newest is None else str(newest)

@@ -1,4 +1,4 @@
-"""One rank of a two-process run on CPU (gloo); started by test_distributed.py in a fresh process each."""
+"""What test_distributed.py starts in fresh processes: one rank of a run on CPU (gloo), and a run to be killed."""
 
 import os
 from pathlib import Path
@@ -20,8 +20,8 @@ GLOBAL_BATCH = 4
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
 
 
-def train(world: Path, out: Path, processes: int = 1, fsdp: bool = False) -> Any:
-    """Two steps of SFT over four cases with the same global batch however many processes share it."""
+def train(world: Path, out: Path, processes: int = 1, fsdp: bool = False, **options: Any) -> Any:
+    """A step of SFT an epoch over four cases, with the same global batch however many processes share it."""
     torch.set_num_threads(1)
     cases = read_manifest(world, "train")
     source = VolumeSource(VolumeCache(world / "cache", Mu2Processor.from_pretrained(world / "init").image_processor))
@@ -36,6 +36,7 @@ def train(world: Path, out: Path, processes: int = 1, fsdp: bool = False) -> Any
         "report_to": "none",
         "disable_tqdm": True,
         **(FSDP if fsdp else {}),
+        **options,
     }
     arguments = trainer_arguments("sft", load_config("cpu"), out, **changes)
     if fsdp:

@@ -1,7 +1,11 @@
 """Two processes on CPU over gloo, plain and FSDP2, against one process with the same global batch."""
 
 import multiprocessing
+import multiprocessing.context
+import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import free_port
 from tests.training import distributed_run
+from training.provenance import FILE
 
 TIMEOUT_SECONDS = 110
 
@@ -20,16 +25,26 @@ def alone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, to
     return load_file(out / "model.safetensors")
 
 
-@pytest.mark.parametrize("fsdp", [False, True], ids=["plain", "FSDP2"])
-def test_two_processes_end_with_the_weights_of_one(
-    world: Path, alone: dict[str, torch.Tensor], tmp_path: Path, fsdp: bool
-) -> None:
-    # A fork server imports torch and TRL once; each rank is a clean fork of it.
+@pytest.fixture(scope="module")
+def processes() -> multiprocessing.context.ForkServerContext:
+    """A fork server that imports torch and TRL once; each process is a clean fork of it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.training.distributed_run"])
+    return context
+
+
+@pytest.mark.parametrize("fsdp", [False, True], ids=["plain", "FSDP2"])
+def test_two_processes_end_with_the_weights_of_one(
+    world: Path,
+    alone: dict[str, torch.Tensor],
+    processes: multiprocessing.context.ForkServerContext,
+    tmp_path: Path,
+    fsdp: bool,
+) -> None:
     port = free_port()
     ranks = [
-        context.Process(target=distributed_run.rank, args=(number, world, tmp_path, port, fsdp)) for number in range(2)
+        processes.Process(target=distributed_run.rank, args=(number, world, tmp_path, port, fsdp))
+        for number in range(2)
     ]
     for process in ranks:
         process.start()
@@ -45,3 +60,30 @@ def test_two_processes_end_with_the_weights_of_one(
     assert set(both) == set(alone)
     assert moved > 1e-3
     assert apart < 0.02 * moved
+
+
+CHECKPOINTS = {"num_train_epochs": 10, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 10}
+
+
+def test_a_run_that_gets_sigkill_goes_on_to_the_same_losses(
+    world: Path, processes: multiprocessing.context.ForkServerContext, tmp_path: Path
+) -> None:
+    run = processes.Process(target=distributed_run.train, args=(world, tmp_path / "killed"), kwargs=CHECKPOINTS)
+    run.start()
+    third = tmp_path / "killed" / "checkpoint-3" / FILE
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not third.is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    run.kill()
+    run.join()
+    assert run.exitcode == -signal.SIGKILL
+    # What a kill in the middle of a save leaves behind.
+    (tmp_path / "killed" / "checkpoint-9").mkdir(exist_ok=True)
+    resumed = distributed_run.train(world, tmp_path / "killed", **CHECKPOINTS)
+    whole = distributed_run.train(world, tmp_path / "whole", **{**CHECKPOINTS, "save_strategy": "no"})
+
+    def losses(trainer: Any) -> list[float]:
+        return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+    assert losses(resumed) == losses(whole)
+    assert len(losses(whole)) == 10
