@@ -13,6 +13,7 @@ import structlog
 from dicom_listener import commands, handlers, negotiation, pdus
 from dicom_listener.commands import Command, CommandField
 from dicom_listener.commitment import CommitmentService, Report
+from dicom_listener.committer import Rows
 from dicom_listener.handlers import ActionSink, RefusingSink, Sender, Services, Sink, StoreSink
 from dicom_listener.negotiation import Accepted, Context, Refusal, Refused
 from dicom_listener.pdus import AbortReason, PduStream, PduType, PeerGoneError, PeerStalledError, ProtocolError
@@ -59,13 +60,14 @@ class House(Protocol):
 class Association(threading.Thread):
     """Serves one accepted connection."""
 
-    def __init__(self, house: House, number: int, connection: socket.socket, address: str) -> None:
+    def __init__(self, house: House, number: int, connection: socket.socket, address: str, rows: Rows) -> None:
         super().__init__(name=f"association-{number}", daemon=True)
         self.number = number
         self.address = address
         self.established = False
         self._house = house
         self._connection = connection
+        self._rows = rows
         self._stream: PduStream | None = None
         self._sender: Sender | None = None
         self._contexts: Mapping[int, Context] = {}
@@ -99,6 +101,7 @@ class Association(threading.Thread):
             if self._sink is not None:
                 self._sink.abandon()
             self._connection.close()
+            self._rows.close()
             self._house.commitments.unanswered(self._reports.values())
             self._house.ended(self, ending)
 
@@ -131,7 +134,7 @@ class Association(threading.Thread):
             self._house.refused(outcome, self.address)
             stream.send(outcome.reply)
             return Ending.REFUSED
-        self._sender = Sender(self.number, outcome.calling_ae_title, self.address, outcome.peer)
+        self._sender = Sender(self.number, outcome.calling_ae_title, self.address, outcome.peer, self._rows)
         self._contexts = outcome.contexts
         self._peer_max_pdu_bytes = outcome.peer_max_pdu_bytes
         stream.enlarge()

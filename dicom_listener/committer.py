@@ -10,11 +10,12 @@ commit is shared by as many instances as arrive in the time of one.
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from dicom_listener.arrivals import Holds
 from dicom_listener.metrics import Metrics
 from worker.core.arrivals import Arrival, Recorded
 from worker.core.database import Database
@@ -38,6 +39,16 @@ class _Waiting:
         self.wake.acquire()
 
 
+class Rows(Protocol):
+    """Where one association brings what it has stored; it is here or, for a receiving process, in the listener."""
+
+    def commit(self, arrival: Arrival) -> Recorded:
+        """Returns once the row is durable; raises the `RetryableError` that prevented it."""
+
+    def close(self) -> None:
+        """The association ended: its studies are no longer held back."""
+
+
 class Committer:
     """Commits instances for many associations at once. Safe for threads."""
 
@@ -46,11 +57,7 @@ class Committer:
         database: Database,
         metrics: Metrics,
         on_failure: Callable[[], None],
-        turn: AbstractContextManager[None] | None = None,
     ) -> None:
-        self._turn: AbstractContextManager[None] = (
-            turn or nullcontext()
-        )  # processes that share one SQLite file take turns
         self._recorder = Recorder(database)
         self._metrics = metrics
         self._on_failure = on_failure  # files without rows are left behind
@@ -100,8 +107,7 @@ class Committer:
 
     def _record(self, group: list[_Waiting]) -> None:
         try:
-            with self._turn:
-                recorded = self._recorder.record([waiting.arrival for waiting in group])
+            recorded = self._recorder.record([waiting.arrival for waiting in group])
         except DatabaseUnavailableError as error:
             self._fail(group, error)
         except SQLAlchemyError as error:
@@ -124,3 +130,22 @@ class Committer:
         self._on_failure()
         for waiting in group:
             waiting.outcome = error
+
+
+class LocalRows:
+    """The rows of one association, committed in this process."""
+
+    def __init__(self, committer: Committer, holds: Holds, association: int) -> None:
+        self._committer = committer
+        self._holds = holds
+        self._association = association
+
+    def commit(self, arrival: Arrival) -> Recorded:
+        """Commits and holds the study back while the association is open."""
+        recorded = self._committer.commit(arrival)
+        self._holds.note(self._association, recorded.study_id)
+        return recorded
+
+    def close(self) -> None:
+        """Lets the studies go."""
+        self._holds.end(self._association)

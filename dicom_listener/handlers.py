@@ -8,10 +8,10 @@ from typing import Protocol
 import structlog
 
 from dicom_listener import attributes, statuses
-from dicom_listener.arrivals import Holds, Ranking, arrival
+from dicom_listener.arrivals import Ranking, arrival
 from dicom_listener.attributes import Attributes
 from dicom_listener.commands import Command
-from dicom_listener.committer import Committer
+from dicom_listener.committer import Rows
 from dicom_listener.metrics import Metrics
 from dicom_listener.negotiation import Context
 from dicom_listener.statuses import Status
@@ -31,8 +31,6 @@ class Services:
     """What handlers work with; one for all associations of a process."""
 
     store: Store
-    committer: Committer
-    holds: Holds
     ranking: Ranking
     metrics: Metrics
 
@@ -45,6 +43,7 @@ class Sender:
     calling_ae_title: str
     address: str
     peer: Peer | None
+    rows: Rows
 
 
 class Sink(Protocol):
@@ -187,8 +186,7 @@ class StoreSink:
         row = arrival(held, said, name, self._sender.calling_ae_title, priority, datetime.now(UTC))
         incoming.place(name)
         self._incoming = None
-        recorded = services.committer.commit(row)
-        services.holds.note(self._sender.association, recorded.study_id)
+        recorded = self._sender.rows.commit(row)
         self._note(recorded, held.size_bytes)
 
     def _match(self, said: Attributes) -> None:

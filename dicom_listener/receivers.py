@@ -1,11 +1,13 @@
 """Several receiving processes behind one door, for machines with more cores than one Python process can use.
 
-    door, completion, recovery, metrics (the listener) ──connection──▶ receiving process: associations, store, rows
-                                                       ◀──status─────
+    listener: door, rows, completion,  ──connection, channel for its rows──▶  receiving process: associations, store
+    recovery, metrics                  ◀──what it serves and has counted────
 
-A connection that has begun to speak is handed, as a descriptor over a Unix socket, to the process that serves the
-fewest. Each process reports several times a second what it serves and which studies its open associations hold back.
-The end of the socket tells a process to finish what it receives and end, also when the listener was killed.
+A connection that has begun to speak is handed, as a descriptor over a Unix socket, to the process that serves the fewest,
+and with it one end of a channel. What the association has made durable in the store goes through the channel to the
+listener, which commits the rows of all processes in common groups; so the database has one writer, and the end of the
+channel says that the association is over. The end of a process's own socket tells it to finish and end, also when the
+listener was killed.
 """
 
 import json
@@ -26,11 +28,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from dicom_listener.committer import Rows
 from dicom_listener.metrics import Metrics
 from dicom_listener.reception import STOP_SECONDS, Reception
 from worker.core import logs
+from worker.core.arrivals import Arrival, Recorded
 from worker.core.database import Database
-from worker.core.errors import StoreUnavailableError
+from worker.core.errors import DatabaseUnavailableError, Mu2Error, StoreUnavailableError
 from worker.core.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -53,8 +57,6 @@ class _Receiver:
     sent: int = 0  # connections handed over
     entered: int = 0  # of these, taken in by the last status
     present: int = 0
-    lost_rows: int = 0
-    held: frozenset[str] = frozenset()
     samples: Samples = field(default_factory=list)
     started: threading.Event = field(default_factory=threading.Event)
 
@@ -66,13 +68,14 @@ class _Receiver:
 class Pool:
     """The receiving processes; `enter` is called by one thread."""
 
-    def __init__(self, settings: Settings, on_lost_rows: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, rows: Callable[[], Rows], on_lost_rows: Callable[[], None]) -> None:
         count = settings.dicom.processes
         share = -(-settings.dicom.max_associations // count)
         dicom = settings.dicom.model_copy(update={"processes": 1, "max_associations": share})
         self._settings = settings.model_copy(update={"dicom": dicom})
         self._count = count
-        self._on_lost_rows = on_lost_rows
+        self._rows = rows
+        self._on_lost_rows = on_lost_rows  # a process died between file and row
         self._lock = threading.Lock()
         self._receivers: list[_Receiver] = []
         self._retired: Samples = []  # counts of processes that died
@@ -110,20 +113,18 @@ class Pool:
 
     def enter(self, connection: socket.socket, address: str) -> None:
         """Hands a connection to the process that serves the fewest."""
-        with connection, self._lock:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with connection, theirs, self._lock:
             for receiver in sorted(self._receivers, key=lambda r: r.load):
                 try:
-                    socket.send_fds(receiver.control, [address.encode()], [connection.fileno()])
+                    socket.send_fds(receiver.control, [address.encode()], [connection.fileno(), theirs.fileno()])
                 except OSError as error:  # it just died, or its queue is full
                     log.warning("receiver_unavailable", error=type(error).__name__)
                     continue
                 receiver.sent += 1
+                threading.Thread(target=_serve_rows, args=(ours, self._rows()), name="rows", daemon=True).start()
                 return
-
-    def held(self) -> set[str]:
-        """Ids of the studies that open associations of any process hold back."""
-        with self._lock:
-            return {study_id for receiver in self._receivers for study_id in receiver.held}
+        ours.close()
 
     def merged(self, registry: CollectorRegistry) -> CollectorRegistry:
         """A registry that adds the processes' figures to the listener's own."""
@@ -166,12 +167,8 @@ class Pool:
         status = json.loads(message)
         with self._lock:
             receiver.entered, receiver.present = status["entered"], status["present"]
-            receiver.held = frozenset(status["held"])
             receiver.samples = [(family, name, labels, value) for family, name, labels, value in status["samples"]]
         receiver.started.set()
-        if status["lost_rows"] > receiver.lost_rows:
-            receiver.lost_rows = status["lost_rows"]
-            self._on_lost_rows()
 
     def _replace(self, dead: _Receiver) -> None:
         code = dead.process.wait()
@@ -214,6 +211,47 @@ class _Merged(Collector):
             yield merged
 
 
+class ChannelRows:
+    """The rows of one association of a receiving process, committed by the listener."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+
+    def commit(self, arrival: Arrival) -> Recorded:
+        """Returns once the listener says that the row is durable; raises the `RetryableError` that prevented it."""
+        try:
+            self._channel.send(pickle.dumps(arrival))
+            answer = self._channel.recv(MESSAGE_BYTES)
+        except OSError as error:
+            raise DatabaseUnavailableError("the listener that commits the rows is gone") from error
+        if not answer:
+            raise DatabaseUnavailableError("the listener that commits the rows is gone")
+        outcome = pickle.loads(answer)
+        if isinstance(outcome, Recorded):
+            return outcome
+        raise outcome
+
+    def close(self) -> None:
+        """Tells the listener that the association is over."""
+        self._channel.close()
+
+
+def _serve_rows(channel: socket.socket, rows: Rows) -> None:
+    """The listener's end of a channel: commits what comes until the association is over."""
+    with channel:
+        try:
+            while request := channel.recv(MESSAGE_BYTES):
+                try:
+                    answer: Recorded | Mu2Error = rows.commit(pickle.loads(request))
+                except Mu2Error as error:
+                    answer = error
+                channel.send(pickle.dumps(answer))
+        except OSError as error:
+            log.warning("receiver_unavailable", error=type(error).__name__)
+        finally:
+            rows.close()
+
+
 def _snapshot(metrics: Metrics) -> Samples:
     return [
         (f"{family.type} {family.name}", sample.name, sample.labels, sample.value)
@@ -227,13 +265,7 @@ def _receive(control: socket.socket, settings: Settings) -> None:
     """The receiving process: takes connections in until the listener's end of `control` is closed."""
     metrics = Metrics()
     database = Database.from_settings(settings)
-    lost_rows = 0
-
-    def on_lost_rows() -> None:
-        nonlocal lost_rows
-        lost_rows += 1
-
-    reception = Reception(settings, database, metrics, on_lost_rows, one_of_many=True)
+    reception = Reception(settings, database, metrics)
     reception.store.open()
     poll = select.poll()
     poll.register(control, select.POLLIN)
@@ -244,21 +276,20 @@ def _receive(control: socket.socket, settings: Settings) -> None:
             status = {
                 "entered": reception.entered,
                 "present": reception.present,
-                "held": sorted(reception.holds.held()),
-                "lost_rows": lost_rows,
                 "samples": _snapshot(metrics),
             }
             try:
                 control.send(json.dumps(status).encode())
             except OSError:
                 break
-            next_status = now + min(STATUS_SECONDS, settings.dicom.quiet_seconds / 8)
+            next_status = now + STATUS_SECONDS
         if not poll.poll(max(0.0, next_status - time.monotonic()) * 1000):
             continue
-        address, descriptors, _, _ = socket.recv_fds(control, 256, 1)
+        address, descriptors, _, _ = socket.recv_fds(control, 256, 2)
         if not descriptors:
             break
-        reception.enter(socket.socket(fileno=descriptors[0]), address.decode())
+        connection, channel = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+        reception.enter(connection, address.decode(), ChannelRows(channel))
     reception.close()
     database.close()
 

@@ -3,20 +3,19 @@
 import ssl
 import threading
 import time
-from collections.abc import Callable
 from socket import socket
 
 import structlog
 
-from dicom_listener.arrivals import Holds, Ranking
+from dicom_listener.arrivals import Ranking
 from dicom_listener.association import Association, Ending
 from dicom_listener.commitment import CommitmentService
-from dicom_listener.committer import Committer
+from dicom_listener.committer import Rows
 from dicom_listener.door import oldest_of_busiest
 from dicom_listener.handlers import Services
 from dicom_listener.metrics import Metrics
 from dicom_listener.negotiation import Refusal, Refused
-from dicom_listener.storage import Store, Turn
+from dicom_listener.storage import Store
 from worker.core import audit
 from worker.core.database import Database
 from worker.core.errors import DatabaseUnavailableError, SettingsError
@@ -73,24 +72,12 @@ class Refusals:
 class Reception:
     """Serves connections that have begun to speak. Raises `SettingsError` or `StoreUnavailableError` at the start."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        database: Database,
-        metrics: Metrics,
-        on_lost_rows: Callable[[], None],
-        *,
-        one_of_many: bool = False,
-    ) -> None:
+    def __init__(self, settings: Settings, database: Database, metrics: Metrics) -> None:
         self.settings: DicomSettings = settings.dicom
         self.tls = tls_context(settings.dicom)
-        self.holds = Holds(settings.dicom.open_association_limit_seconds)
         self.store = Store(settings.store_root, settings.store.floor_bytes)
         self.commitments = CommitmentService(settings.dicom, self.store, database)
-        turn = Turn(self.store.root / "turn.lock") if one_of_many and database.is_sqlite else None
-        self._committer = Committer(database, metrics, on_lost_rows, turn)
-        ranking = Ranking(settings.queue.priority_rules)
-        self.services = Services(self.store, self._committer, self.holds, ranking, metrics)
+        self.services = Services(self.store, Ranking(settings.queue.priority_rules), metrics)
         self._metrics = metrics
         self._refusals = Refusals(database, metrics)
         self._lock = threading.Lock()
@@ -109,11 +96,11 @@ class Reception:
         """Connections served now."""
         return len(self._associations)
 
-    def enter(self, connection: socket, address: str) -> None:
+    def enter(self, connection: socket, address: str, rows: Rows) -> None:
         """Gives a connection its thread; the oldest half-open one goes when there are too many."""
         with self._lock:
             self._number += 1
-            association = Association(self, self._number, connection, address)
+            association = Association(self, self._number, connection, address, rows)
             half_open = [a for a in self._associations.values() if not a.established]
             if len(half_open) >= HALF_OPEN:
                 half_open[oldest_of_busiest(a.address for a in half_open)].cut()
@@ -139,14 +126,13 @@ class Reception:
         self._refusals.note(refused, address)
 
     def ended(self, association: Association, ending: Ending) -> None:
-        """Forgets an association; its studies are no longer held back."""
+        """Forgets an association."""
         with self._lock:
             del self._associations[association.number]
             if association.established:
                 self._established -= 1
                 self._metrics.open_associations.set(self._established)
             self._metrics.half_open.set(len(self._associations) - self._established)
-        self.holds.end(association.number)
         if ending is not Ending.REFUSED:
             self._metrics.associations.labels(ending.value).inc()
 
@@ -162,7 +148,6 @@ class Reception:
         for association in self._open():
             association.cut()
             association.join(1.0)
-        self._committer.close()
         self.store.close()
 
     def _open(self) -> list[Association]:

@@ -1,14 +1,17 @@
 """The listener as a whole: its parts, their start and their clean end. `serve()` is the process."""
 
+import itertools
 import logging
 import threading
 import warnings
 from collections.abc import Callable
+from socket import socket
 
 import pydicom.config
 import structlog
 
-from dicom_listener.arrivals import Completer, Ranking, Recovery, Submit
+from dicom_listener.arrivals import Completer, Holds, Ranking, Recovery, Submit
+from dicom_listener.committer import Committer, LocalRows
 from dicom_listener.door import Door, listen
 from dicom_listener.metrics import Metrics
 from dicom_listener.receivers import Pool
@@ -28,12 +31,16 @@ class Listener:
         self._settings = settings
         self.metrics = Metrics()
         self._database = Database.from_settings(settings)
-        self._reception = Reception(settings, self._database, self.metrics, self._recover)
-        self._pool = Pool(settings, self._recover) if settings.dicom.processes > 1 else None
+        self._reception = Reception(settings, self._database, self.metrics)
+        self._committer = Committer(self._database, self.metrics, self._recover)
+        self._holds = Holds(settings.dicom.open_association_limit_seconds)
+        self._numbers = itertools.count()
+        self._pool = Pool(settings, self._rows, self._recover) if settings.dicom.processes > 1 else None
         ranking = Ranking(settings.queue.priority_rules)
         self._recovery = Recovery(self._reception.store, self._database, ranking, self.metrics)
-        held = self._pool.held if self._pool else self._reception.holds.held
-        self._completer = Completer(self._database, settings.dicom.quiet_seconds, held, submit, self.metrics)
+        self._completer = Completer(
+            self._database, settings.dicom.quiet_seconds, self._holds.held, submit, self.metrics
+        )
         self._door: Door | None = None
         self._health: HealthServer | None = None
         self.port = 0
@@ -57,7 +64,7 @@ class Listener:
                 "stop what holds it or set MU2_DICOM__PORT"
             ) from error
         self.port = listening.getsockname()[1]
-        enter = self._pool.enter if self._pool else self._reception.enter
+        enter = self._pool.enter if self._pool else self._enter
         self._door = Door(listening, enter, settings.artim_seconds, self.metrics)
         self._door.start()
         checks = {"database": self._database_answers, "store": self._store_has_room, "rows": self._recovery.done}
@@ -71,12 +78,18 @@ class Listener:
             self._door.close()
         if self._pool is not None:
             self._pool.close()
-        for part in (self._completer, self._recovery, self._reception.commitments, self._reception):
+        for part in (self._completer, self._recovery, self._reception.commitments, self._reception, self._committer):
             part.close()
         if self._health is not None:
             self._health.close()
         self._database.close()
         log.info("listener_stopped")
+
+    def _enter(self, connection: socket, address: str) -> None:
+        self._reception.enter(connection, address, self._rows())
+
+    def _rows(self) -> LocalRows:
+        return LocalRows(self._committer, self._holds, next(self._numbers))
 
     def _recover(self) -> None:
         self._recovery.request()

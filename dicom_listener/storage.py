@@ -172,25 +172,6 @@ class Incoming:
             os.unlink(self._path)  # noqa: PTH108
 
 
-class Turn:
-    """A lock file, held within `with`: whoever waits is woken at once, where SQLite's own wait polls with growing sleeps."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._fd = -1
-
-    def __enter__(self) -> None:
-        try:
-            if self._fd < 0:
-                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-        except OSError as error:
-            raise _unavailable(error) from error
-
-    def __exit__(self, *_: object) -> None:
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
-
-
 class Store:
     """The folder of one store, opened by one process. Safe for threads."""
 
