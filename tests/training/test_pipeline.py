@@ -11,6 +11,7 @@ from rich.progress import Progress
 from safetensors.torch import load_file
 
 from mu2_model import Mu2ForConditionalGeneration
+from mu2_model.vision_tower import patchify
 from tests.training.conftest import TINY
 from training import ablate, pipeline, recipes
 from training.data import Case, read_manifest
@@ -19,7 +20,15 @@ from training.metrics.findings import Stated
 from training.phantoms.generate import Split
 from training.readout import read_out, readout_command
 from training.recipes import make_initial
-from training.vision import STATE_FILE, VisionSettings, VisionTraining, finding_loss, score_cells, train_vision
+from training.vision import (
+    STATE_FILE,
+    VisionSettings,
+    VisionTraining,
+    finding_loss,
+    score_cells,
+    train_vision,
+    whiten_patches,
+)
 from training.volumes import VolumeCache
 
 SETTINGS = VisionSettings(steps=6, batch_size=4, learning_rate=3e-3, score_every=6, save_every=3)
@@ -64,6 +73,19 @@ def test_the_tower_learns_a_ball_in_a_minute(world: Path, cases: list[Case], tmp
     for _ in range(settings.steps):
         training.one_step(data)
     assert score_cells(training.model, data).micro_f1 > max(0.5, before + 0.3)
+
+
+def test_the_patch_embedding_starts_with_white_outputs(world: Path, cases: list[Case], tmp_path: Path) -> None:
+    training = VisionTraining(world / "init", tmp_path, SETTINGS)
+    pixels, _ = dense(cases, training, world).training_batch(16, np.random.default_rng(0))
+    tower = training.model.tower
+    whiten_patches(tower, pixels)
+    patches = patchify(pixels, tower.patch_size).flatten(0, 1)
+    outputs = tower.patch_embedding(patches[patches.amax(dim=1) > 0]).detach()
+    assert float(outputs.mean(dim=0).abs().max()) < 1e-3
+    assert float(outputs[:, :4].var(dim=0).sub(1).abs().max()) < 0.01
+    covariance = torch.cov(outputs.T)
+    assert float((covariance - torch.diag(covariance.diag())).abs().max()) < 0.01
 
 
 def test_saying_no_everywhere_is_no_way_out_of_the_loss() -> None:
