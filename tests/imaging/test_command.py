@@ -111,6 +111,12 @@ def test_one_refused_study_does_not_hide_another(folder: Path) -> None:
     assert len(report["volumes"]) == 1
 
 
+def test_nothing_a_sender_wrote_in_words_shows(folder: Path) -> None:
+    synthetic.write(Scan(attributes={"SeriesDescription": "CANARY", "StudyDescription": "CANARY"}), folder / "more")
+
+    assert "CANARY" not in mu2_volume(folder, "--json").output + mu2_volume(folder).output
+
+
 @pytest.mark.parametrize("arguments", [("gone",), (".", "out.mha")])
 def test_wrong_usage_ends_with_exit_code_2(arguments: tuple[str, ...]) -> None:
     assert mu2_volume(*arguments).exit_code == 2

@@ -3,10 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from tests.imaging import synthetic
 from tests.imaging.studies import RULES, Study
 from tests.imaging.synthetic import Scan
-from worker.imaging import series
+from worker.imaging import series, study
 from worker.imaging.headers import read_header
 
 
@@ -49,6 +51,48 @@ def test_two_overlapping_breath_holds_are_not_interleaved(a_study: Study) -> Non
     a_study.headers.extend(map(read_header, paths))
 
     assert sorted(verdict.images for verdict in a_study.choose().verdicts) == [14, 14]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ({"AcquisitionNumber": 1}, {"AcquisitionNumber": 2}, "acquisition"),
+        ({"AcquisitionTime": "120000"}, {"AcquisitionTime": "120100"}, "acquisition time"),
+    ],
+)
+@pytest.mark.parametrize("start_mm", [-13.75, -14.2])
+def test_two_scans_of_the_same_tissue_are_not_interleaved_even_where_their_slices_alternate_evenly(
+    first: dict[str, object], second: dict[str, object], words: str, start_mm: float, a_study: Study
+) -> None:
+    uid = a_study.add(**first)
+    paths = synthetic.write(
+        Scan(corner=(-15.0, -16.0, start_mm), attributes={"SeriesNumber": 1, **second}),
+        a_study.folder / "second",
+        {**a_study.uids, "series": uid},
+    )
+    a_study.headers.extend(map(read_header, paths))
+    choice = a_study.choose()
+
+    assert [(verdict.part, verdict.images) for verdict in choice.verdicts] == [
+        (f"part 1 ({words} 1)", 14),
+        (f"part 2 ({words} 2)", 14),
+    ]
+    assert len(choice.selected) == 1
+
+
+def test_pictures_that_are_never_reported_are_told_apart_from_the_slices_beside_them(a_study: Study) -> None:
+    uid = a_study.add()
+    paths = synthetic.write(
+        Scan(attributes={"SeriesNumber": 1, "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL", "MIP"]}),
+        a_study.folder / "projections",
+        {**a_study.uids, "series": uid},
+    )
+    a_study.headers.extend(map(read_header, paths))
+
+    assert sorted((verdict.images, verdict.reason) for verdict in a_study.choose().verdicts) == [
+        (14, "axial, soft-tissue kernel, 2.5 mm thick every 2.50 mm, shows chest."),
+        (14, "image type MIP."),
+    ]
 
 
 def test_two_parts_of_the_body_far_apart_in_one_series_are_two_volumes(a_study: Study) -> None:
@@ -101,6 +145,28 @@ def test_objects_without_uids_are_grouped_by_what_they_have(a_study: Study) -> N
 
     assert [verdict.images for verdict in choice.verdicts] == [14, 14]
     assert len(choice.selected) == 1
+
+
+def test_series_without_any_uid_are_built_each_from_its_own_slices(a_study: Study) -> None:
+    nameless = {"SOPInstanceUID": "", "SeriesInstanceUID": "", "StudyInstanceUID": "", "FrameOfReferenceUID": ""}
+    a_study.add(**nameless)
+    a_study.add(
+        Scan(corner=(-15.0, -16.0, -48.0)), BodyPartExamined="ABDOMENPELVIS", SeriesDescription="AX", **nameless
+    )
+    headers = [
+        replace(header, sop_instance_uid="", slices=tuple(replace(p, sop_instance_uid="") for p in header.slices))
+        for header in a_study.headers
+    ]
+    found = study.assemble(study.Examination(tuple(headers), series.choose(headers, RULES), ()), RULES)
+
+    assert {(volume.series_number, volume.affine[2, 3]) for volume in found.volumes} == {(1, -15.0), (2, -48.0)}
+
+
+def test_objects_without_a_study_uid_are_one_study_a_patient(a_study: Study) -> None:
+    for patient in "AB":
+        a_study.add(StudyInstanceUID="", PatientID=patient)
+
+    assert [(uid, len(headers)) for uid, headers in series.studies(a_study.headers)] == [("", 14), ("", 14)]
 
 
 def test_phases_of_a_multi_frame_object_are_told_apart_by_their_temporal_position(tmp_path: Path) -> None:

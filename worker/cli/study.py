@@ -151,7 +151,7 @@ def export(
         written = []
         for number, path in enumerate(paths, start=1):
             volume = stored.load(path)
-            target = out if len(paths) == 1 else _numbered(out, number)
+            target = out if len(paths) == 1 else nifti.numbered(out, number)
             nifti.write(volume, target)
             written.append({"file": str(target), "shape": list(volume.hu.shape), "repairs": list(volume.repairs)})
     if as_json:
@@ -227,11 +227,6 @@ def _requeue(database: "Database", study_id: str, force: bool) -> dict[str, Any]
     except BrokerUnavailableError as error:
         note(f"study {study_id}: {error}")
     return {"id": study_id, "requeued": True, "reason": ""}
-
-
-def _numbered(out: Path, number: int) -> Path:
-    ending = ".nii.gz" if out.name.endswith(".nii.gz") else ".nii"
-    return out.with_name(f"{out.name.removesuffix(ending)}-{number}{ending}")
 
 
 def _print_choice(choice: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from worker.core.errors import StudyError
     from worker.imaging.headers import Header
     from worker.imaging.rules import ImagingRules
+    from worker.imaging.series import Verdict
     from worker.imaging.study import StudyVolumes
     from worker.imaging.volume import Volume
 
@@ -39,9 +40,9 @@ def volume_command(
     volumes: list[dict[str, Any]] = []
     verdicts: list[dict[str, Any]] = []
     refusals: list[dict[str, Any]] = [] if found else [_refusal("", series.choose([], rules).refusal())]
-    for study_uid, members in series.studies(found).items():
+    for study_uid, members in series.studies(found):
         made = _build(members, rules)
-        verdicts.extend({"study_uid": study_uid, **asdict(verdict)} for verdict in made.verdicts)
+        verdicts.extend({"study_uid": study_uid, **_told(verdict)} for verdict in made.verdicts)
         if made.refusal is not None:
             refusals.append(_refusal(study_uid, made.refusal))
         for volume in made.volumes:
@@ -80,10 +81,14 @@ def _write(volume: "Volume", out: Path | None, number: int) -> Path | None:
         return None
     from worker.imaging import nifti
 
-    ending = next(ending for ending in _ENDINGS if out.name.endswith(ending))
-    target = out.with_name(f"{out.name.removesuffix(ending)}_{number}{ending}")
+    target = nifti.numbered(out, number)
     nifti.write(volume, target)
     return target
+
+
+def _told(verdict: "Verdict") -> dict[str, Any]:
+    """A verdict without the sender's description, which may name a patient."""
+    return {name: value for name, value in asdict(verdict).items() if name != "description"}
 
 
 def _facts(volume: "Volume") -> dict[str, Any]:

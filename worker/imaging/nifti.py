@@ -17,9 +17,7 @@ def write(volume: Volume, path: Path | str) -> None:
     Raises StoreUnavailableError when the file cannot be written, ValueError for another ending.
     """
     path = Path(path)
-    ending = next((ending for ending in (".nii.gz", ".nii") if path.name.endswith(ending)), None)
-    if ending is None:
-        raise ValueError("the name of a NIfTI file ends in .nii or .nii.gz")
+    ending = _ending(path)
     array = volume.compact_hu().transpose(2, 1, 0)
     affine = volume.affine[:, [2, 1, 0, 3]]
     image = nibabel.Nifti1Image(array, affine)
@@ -33,3 +31,19 @@ def write(volume: Volume, path: Path | str) -> None:
             unfinished.replace(path)
     except OSError as error:
         raise StoreUnavailableError(f"The NIfTI file cannot be written: {error.strerror or 'output error'}.") from error
+
+
+def numbered(path: Path, number: int) -> Path:
+    """The name of one of several volumes written to `path`: `ct.nii.gz` becomes `ct_2.nii.gz`.
+
+    Raises ValueError for another ending.
+    """
+    ending = _ending(path)
+    return path.with_name(f"{path.name.removesuffix(ending)}_{number}{ending}")
+
+
+def _ending(path: Path) -> str:
+    for ending in (".nii.gz", ".nii"):
+        if path.name.endswith(ending):
+            return ending
+    raise ValueError("the name of a NIfTI file ends in .nii or .nii.gz")

@@ -90,7 +90,7 @@ def choose(
     _check_one_patient(headers)
     verdicts: list[Verdict] = []
     eligible: list[tuple[Stack, geometry.Grid]] = []
-    for stack in split(headers):
+    for stack in split(headers, rules):
         problem = (refused or {}).get(stack.key) or _unfit(stack, rules)
         if problem is None:
             try:
@@ -115,12 +115,12 @@ def choose(
     return Choice(tuple(selected), tuple(verdicts))
 
 
-def studies(headers: Iterable[Header]) -> dict[str, list[Header]]:
-    """Headers by Study Instance UID, in the order of the UIDs; "" holds those without one."""
-    by_study: dict[str, list[Header]] = {}
-    for header in sorted(headers, key=lambda header: header.study_uid):
-        by_study.setdefault(header.study_uid, []).append(header)
-    return by_study
+def studies(headers: Iterable[Header]) -> list[tuple[str, list[Header]]]:
+    """Study Instance UID and headers of each study, in the order of the UIDs; without a UID, one study a patient."""
+    by_study: dict[tuple[str, str], list[Header]] = {}
+    for header in headers:
+        by_study.setdefault((header.study_uid, "" if header.study_uid else header.patient_id), []).append(header)
+    return [(study_uid, by_study[study_uid, patient]) for study_uid, patient in sorted(by_study)]
 
 
 def _check_one_patient(headers: Sequence[Header]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from worker.imaging import geometry, kernels, regions
 from worker.imaging.headers import CT_CLASSES, Header, Slice
+from worker.imaging.rules import ImagingRules
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,8 @@ class Stack:
 
     @property
     def key(self) -> str:
-        """Tells the stack from every other of its study, equal in every run."""
-        first = self.slices[0] if self.slices else None
-        anchor = f"{first.sop_instance_uid}#{first.frame}" if first else self.header.sop_instance_uid
-        return f"{self.header.series_uid}|{self.part}|{anchor}"
+        """Tells the stack from every other of its study, equal in every run; by the file, since UIDs may be absent."""
+        return f"{self.header.path}#{self.slices[0].frame if self.slices else 0}"
 
     @property
     def length_mm(self) -> float:
@@ -66,14 +65,15 @@ class Stack:
         return known[len(known) // 2] if known else self.length_mm / max(1, len(self.slices) - 1)
 
 
-def split(headers: Sequence[Header]) -> list[Stack]:
+def split(headers: Sequence[Header], rules: ImagingRules) -> list[Stack]:
     """Split objects into stacks: by series, then by what cannot share a volume, then by phase where positions repeat."""
+    never = frozenset(value.upper() for value in rules.never_image_types)
     by_series: dict[tuple[str, ...], list[Header]] = {}
     for header in headers:
         by_series.setdefault(_series_key(header), []).append(header)
     found: list[Stack] = []
     for key in sorted(by_series):
-        found.extend(_stacks_of_series(by_series[key]))
+        found.extend(_stacks_of_series(by_series[key], never))
     return found
 
 
@@ -86,7 +86,7 @@ def _series_key(header: Header) -> tuple[str, ...]:
     return ("~", header.study_uid, header.frame_of_reference, number, header.series_description, kind)
 
 
-def _stacks_of_series(headers: Sequence[Header]) -> list[Stack]:
+def _stacks_of_series(headers: Sequence[Header], never: frozenset[str]) -> list[Stack]:
     first = headers[0]
     if first.sop_class_uid not in CT_CLASSES:
         return [Stack(first, (), objects=len(headers))]
@@ -105,6 +105,7 @@ def _stacks_of_series(headers: Sequence[Header]) -> list[Stack]:
             _nearest(piece.orientation, orientations),
             piece.position is None,
             piece.image_type[:3],
+            never.isdisjoint(value.upper() for value in piece.image_type),
             piece.kernel,
             owners[piece.path, piece.frame].frame_of_reference,
             owners[piece.path, piece.frame].photometric,
@@ -151,14 +152,14 @@ def split_phases(pieces: Sequence[Slice]) -> list[tuple[str, list[Slice]]]:
     """Split slices that share positions by phase, acquisition or energy; returns (label, slices) of each part.
 
     Slices that nothing tells apart stay together: they are copies, or an error that building the volume finds. A series
-    that merely counts its rotations as acquisitions stays whole, since no position repeats.
+    that merely counts its rotations as acquisitions stays whole, since no position repeats and no two overlap.
     """
     pieces = sorted(pieces, key=lambda piece: (piece.sop_instance_uid, piece.frame, str(piece.path)))
     if any(piece.position is None or piece.orientation is None for piece in pieces):
         return [("", pieces)]
     crowd = _most_at_one_position(pieces)
     if crowd == 1:
-        return _split_acquisitions(pieces)
+        return _split_scans(pieces, "acquisition") or _split_scans(pieces, "acquired") or [("", pieces)]
     for name, words in _PHASES:
         parts: dict[object, list[Slice]] = {}
         for piece in pieces:
@@ -187,22 +188,24 @@ def _depths(pieces: Sequence[Slice]) -> geometry.Vector:
     return np.sort(np.array([piece.position for piece in pieces]) @ normal)
 
 
-def _split_acquisitions(pieces: list[Slice]) -> list[tuple[str, list[Slice]]]:
-    """Split slices, none at one position, whose acquisitions lie in each other's gaps or far apart.
+def _split_scans(pieces: list[Slice], name: str) -> list[tuple[str, list[Slice]]]:
+    """Split slices, none at one position, whose scans lie in each other's gaps or far apart; [] when they do not.
 
-    Two breath-holds that overlap must not be interleaved into one anatomy; a scanner that counts each rotation of a
+    `name` is the field of a slice that tells scans apart. Two breath-holds that overlap must not be interleaved into one
+    anatomy, not even where their slices happen to alternate evenly; a scanner that counts each rotation of a
     step-and-shoot scan as an acquisition must not be split.
     """
     parts: dict[str, list[Slice]] = {}
     for piece in pieces:
-        parts.setdefault(piece.acquisition, []).append(piece)
+        parts.setdefault(getattr(piece, name), []).append(piece)
     if not 1 < len(parts) <= _MOST_ACQUISITIONS or min(map(len, parts.values())) < 3:
-        return [("", pieces)]
+        return []
     ranges = sorted((_depths(part) for part in parts.values()), key=lambda depths: (depths[0], depths[-1]))
     overlap = any(after[0] < before[-1] for before, after in pairwise(ranges))
     regular = all(np.ptp(np.diff(depths)) <= _SAME_STEP_MM for depths in ranges)
     apart = max(float(after[0] - before[-1]) for before, after in pairwise(ranges))
     widest = max(float(np.diff(depths).max()) for depths in ranges)
-    if (overlap and regular and np.ptp(np.diff(_depths(pieces))) > _SAME_STEP_MM) or apart > 5 * widest:
-        return [(f"acquisition {index}", parts[name]) for index, name in enumerate(sorted(parts), 1)]
-    return [("", pieces)]
+    if (overlap and regular) or apart > 5 * widest:
+        words = dict(_PHASES)[name]
+        return [(f"{words} {index}", parts[value]) for index, value in enumerate(sorted(parts), 1)]
+    return []
