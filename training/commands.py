@@ -102,7 +102,10 @@ def vision(
     data: Data,
     out: Out,
     cache: Cache = DEFAULT_CACHE,
-    steps: Annotated[int, typer.Option(min=1)] = VisionSettings.steps,
+    steps: Annotated[int, typer.Option(min=1, help="Steps on chunks.")] = VisionSettings.steps,
+    patch_steps: Annotated[
+        int, typer.Option(min=0, help="Steps on single patches before.")
+    ] = VisionSettings.patch_steps,
     batch: Annotated[int, typer.Option(min=1)] = VisionSettings.batch_size,
     lr: Annotated[float, typer.Option()] = VisionSettings.learning_rate,
     score_every: Annotated[int, typer.Option(min=1)] = VisionSettings.score_every,
@@ -111,7 +114,7 @@ def vision(
 ) -> None:
     """Teach the vision tower the voxel labels of phantoms (`phantoms --format numpy`); watch the held-out cell F1."""
     use_threads(threads)
-    settings = VisionSettings(steps, batch, lr, score_every=score_every, seed=seed)
+    settings = VisionSettings(steps, patch_steps, batch, lr, score_every=score_every, seed=seed)
     cases = read_manifests(data)
     provenance = collect("vision", seed, cases, vars(settings), model)
     with progress_bar() as bar:

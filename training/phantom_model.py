@@ -29,6 +29,7 @@ def mu2_phantom(
     validation: Annotated[int, typer.Option(min=8, help="Phantoms to watch, and to draft preferences on.")] = 400,
     held_out: Annotated[int, typer.Option(min=8, help="Phantoms to score on.")] = 500,
     vision_steps: Annotated[int, typer.Option(min=1)] = 8000,
+    patch_steps: Annotated[int, typer.Option(min=0)] = 6000,
     align_epochs: Annotated[float, typer.Option()] = 5,
     sft_epochs: Annotated[float, typer.Option()] = 25,
     dpo_epochs: Annotated[float, typer.Option()] = 2,
@@ -51,7 +52,16 @@ def mu2_phantom(
         return folder
 
     start = stage("init", commands.init, learn, recipe=recipe, seed=seed)
-    vision = stage("vision", commands.vision, start, [*learn, *watch], steps=vision_steps, lr=VISION_RATE, **shared)
+    vision = stage(
+        "vision",
+        commands.vision,
+        start,
+        [*learn, *watch],
+        steps=vision_steps,
+        patch_steps=patch_steps,
+        lr=VISION_RATE,
+        **shared,
+    )
     unless_there(
         out, lambda: readout_command(vision, learn, watch, out / "readout.json", cache, threads), "readout.json"
     )
