@@ -61,7 +61,7 @@ def prepare(means: Means, claim: Claim) -> None:
     """Chooses the series, builds the volumes and stores the model input.
 
     A study without a CT series to report is recorded as skipped here. Raises `StudyError` for one that cannot be drafted,
-    `StoreUnavailableError`, `LeaseLostError` when the result came too late.
+    `StoreUnavailableError`, `InsufficientMemoryError`, `LeaseLostError` when the result came too late.
     """
     root = means.settings.store_root
     paths = [root / path for path in _kept_paths(means.database, claim)]

@@ -1,6 +1,9 @@
 """What building a volume may cost: each byte of pixels once, and little more memory than the result."""
 
 import os
+import pickle
+import subprocess
+import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +50,32 @@ def test_peak_memory_is_at_most_one_and_a_half_times_the_result(
 
     slice_bytes = built.hu[0].nbytes
     assert peak <= 1.5 * built.hu.nbytes + THREADS * slice_bytes
+
+
+def test_a_volume_too_large_for_the_host_says_so_and_may_be_tried_again(tmp_path: Path) -> None:
+    pieces = slices_of(synthetic.write(replace(BIG, depths=BIG.depths[:14]), tmp_path))
+    wide = [replace(piece, pixels=replace(piece.pixels, rows=8000, columns=8000)) for piece in pieces]
+    program = """
+import pickle, resource, sys
+from worker.core.errors import RetryableError
+from worker.imaging import volume
+from worker.imaging.rules import ImagingRules
+pieces = pickle.load(sys.stdin.buffer)
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+try:
+    volume.build(pieces, ImagingRules(decode_threads=1))
+except RetryableError as error:
+    print(type(error).__name__, error)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=pickle.dumps(wide), capture_output=True, env=environment, timeout=60
+    )
+
+    assert done.stdout.decode().strip() == (
+        "InsufficientMemoryError A volume of 14 x 8000 x 8000 voxels takes up to 5.4 GB, more than this host has free. "
+        "Give the worker more memory or fewer tasks at a time."
+    ), done.stderr.decode()
 
 
 def test_every_byte_of_pixels_is_read_once_and_no_header_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

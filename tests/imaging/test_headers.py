@@ -99,6 +99,12 @@ def test_a_multi_frame_object_that_describes_too_few_frames_is_refused(tmp_path:
         read_header(path)
 
 
+def test_a_plain_object_that_claims_to_hold_frames_without_end_is_refused_at_once(tmp_path: Path) -> None:
+    path = synthetic.write(Scan(attributes={"NumberOfFrames": 2147483647}), tmp_path)[0]
+    with pytest.raises(InvalidObjectError, match="another number of frames"):
+        read_header(path)
+
+
 @pytest.mark.parametrize(
     "name", ["cyrillic_ir144", "gb18030", "japanese_ir87", "latin1_ir100", "undeclared_utf8", "utf8_ir192"]
 )

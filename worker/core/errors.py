@@ -5,6 +5,7 @@
     │   ├── DatabaseUnavailableError
     │   ├── BrokerUnavailableError
     │   ├── StoreUnavailableError     disk full, share gone
+    │   ├── InsufficientMemoryError   a volume larger than this host's free memory
     │   ├── ModelBusyError            out of memory, deadline passed
     │   ├── DeliveryUnavailableError  refused connection, time-out, AE or CE
     │   └── LeaseLostError            another worker took the work over
@@ -51,6 +52,10 @@ class BrokerUnavailableError(RetryableError):
 
 class StoreUnavailableError(RetryableError):
     """The instance store cannot be read or written: disk full, share gone, no permission."""
+
+
+class InsufficientMemoryError(RetryableError):
+    """The host has no memory for the volume now."""
 
 
 class ModelBusyError(RetryableError):

@@ -52,6 +52,11 @@ class Grid:
     """Target slices that were never sent and are interpolated."""
 
     @property
+    def peak_bytes(self) -> float:
+        """Memory that building the volume takes at most, beside one slice a thread."""
+        return 1.5 * 4 * math.prod(self.shape)
+
+    @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Distance between slices, rows and columns."""
         slice_mm, row_mm, column_mm = np.linalg.norm(self.affine[:3, :3], axis=0)

@@ -1,5 +1,6 @@
 """Read what choosing and placing a slice needs from a DICOM object, without its pixels."""
 
+import io
 import struct
 import zlib
 from collections.abc import Iterable
@@ -10,10 +11,11 @@ from typing import BinaryIO
 import pydicom
 from pydicom.dataset import FileDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_dataset
 from pydicom.tag import Tag
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from worker.core.errors import InvalidObjectError, StoreUnavailableError
+from worker.imaging import deflated
 from worker.imaging.elements import Values
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -36,7 +38,7 @@ _KEYWORDS = (
 )
 # fmt: on
 _TAGS = {keyword: Tag(keyword) for keyword in _KEYWORDS}
-_PIXEL_DATA = 0x7FE00010
+_FLOAT_PIXEL_DATA, _PIXEL_DATA = 0x7FE00008, 0x7FE00010
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _MALFORMED = (
     ValueError,
@@ -49,6 +51,8 @@ _MALFORMED = (
     zlib.error,
 )
 """What pydicom raises for bytes that are no data elements."""
+_LONGEST_DEFLATED_HEADER = 32 * deflated.MIB
+"""Inflated bytes before the pixels; a thousand frames' functional groups take a twentieth of it."""
 _NO_ELEMENTS = "The header of the file does not parse as DICOM. Send the object again."
 
 
@@ -58,9 +62,9 @@ class Pixels:
 
     transfer_syntax: str
     offset: int
-    """First byte of the value in the file; 0 in a deflated object, whose offsets are those of the inflated dataset."""
+    """First byte of the value in the file, or in the inflated dataset of a deflated object."""
     length: int | None
-    """Bytes of the value; None for encapsulated fragments and in a deflated object."""
+    """Bytes of the value; None for encapsulated fragments."""
     encapsulated: bool
     rows: int
     columns: int
@@ -70,6 +74,8 @@ class Pixels:
     high_bit: int
     signed: bool
     big_endian: bool
+    deflated_from: int | None = None
+    """First byte of the deflated dataset in the file; None for any other object."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ def read_header(path: Path | str) -> Header:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with _Reader(io.FileIO(path)) as file:
             return _read(path, file)
     except InvalidDicomError as error:
         raise InvalidObjectError("The file is not DICOM: it has no DICM prefix. Take it out of the study.") from error
@@ -172,13 +178,37 @@ def read_headers(paths: Iterable[Path | str]) -> tuple[list[Header], list[Unread
     return headers, unreadable
 
 
+class _Reader(io.BufferedReader):
+    """A file that is never read to its end in one go: pydicom asks for that only to inflate a dataset, of any size."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            raise _DeflatedError
+        return super().read(size)
+
+
+class _DeflatedError(Exception):
+    """The dataset that starts here is deflated."""
+
+
 def _read(path: Path, file: BinaryIO) -> Header:
-    dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS.values()))
+    deflated_from: int | None = None
+    try:
+        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS.values()))
+    except _DeflatedError:
+        deflated_from = file.tell()
+        file = io.BytesIO(deflated.inflate(path, deflated_from, 0, _LONGEST_DEFLATED_HEADER))
+        dataset = _inflated_dataset(path, file)
+        if file.tell() >= _LONGEST_DEFLATED_HEADER:
+            raise InvalidObjectError(
+                f"The deflated object holds more than {_LONGEST_DEFLATED_HEADER // deflated.MIB} MiB before its pixels. "
+                "Send it in another transfer syntax."
+            ) from None
     values = Values(dataset)
     stored_class = str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
     sop_class = values.text("SOPClassUID") or stored_class
     sop_instance = values.text("SOPInstanceUID") or str(dataset.file_meta.get("MediaStorageSOPInstanceUID", ""))
-    pixels = _locate_pixels(dataset, values, file)
+    pixels = _locate_pixels(dataset, values, file, deflated_from)
     if pixels is None and not CT_CLASSES.isdisjoint((sop_class, stored_class)):
         raise InvalidObjectError(
             "The CT object has no pixel data: the file ends inside its header. Send the object again."
@@ -205,33 +235,37 @@ def _read(path: Path, file: BinaryIO) -> Header:
     )
 
 
-def _locate_pixels(dataset: FileDataset, values: Values, file: BinaryIO) -> Pixels | None:
+def _inflated_dataset(path: Path, inflated: BinaryIO) -> FileDataset:
+    """The elements of an inflated dataset up to its pixels; leaves `inflated` there."""
+    elements = read_dataset(
+        inflated,
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, *_: tag >= _FLOAT_PIXEL_DATA,
+        specific_tags=list(_TAGS.values()),
+    )
+    meta = pydicom.filereader.read_file_meta_info(path)
+    return FileDataset(path, elements, file_meta=meta, is_implicit_VR=False, is_little_endian=True)
+
+
+def _locate_pixels(dataset: FileDataset, values: Values, file: BinaryIO, deflated_from: int | None) -> Pixels | None:
     """Find Pixel Data behind the header just read; None when the object has none."""
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
     if not syntax:
         raise InvalidObjectError("The file names no transfer syntax. Send the object again.")
     rows, columns = values.short("Rows"), values.short("Columns")
-    uid = UID(syntax)
-    deflated = uid == DeflatedExplicitVRLittleEndian
-    length: int | None = None
-    offset = 0
-    encapsulated = uid.is_transfer_syntax and uid.is_encapsulated
-    if not deflated:
-        implicit, little = dataset.original_encoding
-        element = _element_at(file, bool(implicit), bool(little))
-        if element is None:
-            return None
-        offset, size = element
-        encapsulated = size == _UNDEFINED_LENGTH
-        length = None if encapsulated else size
-    if not rows or not columns:
+    implicit, little = dataset.original_encoding
+    element = _element_at(file, bool(implicit), bool(little))
+    if element is None or not rows or not columns:
         return None
+    offset, size = element
+    encapsulated = size == _UNDEFINED_LENGTH
     bits_stored = values.short("BitsStored") or values.short("BitsAllocated") or 16
     high_bit = values.short("HighBit")
     return Pixels(
         transfer_syntax=syntax,
         offset=offset,
-        length=length,
+        length=None if encapsulated else size,
         encapsulated=encapsulated,
         rows=rows,
         columns=columns,
@@ -240,7 +274,8 @@ def _locate_pixels(dataset: FileDataset, values: Values, file: BinaryIO) -> Pixe
         bits_stored=bits_stored,
         high_bit=bits_stored - 1 if high_bit is None else high_bit,
         signed=values.short("PixelRepresentation") == 1,
-        big_endian=not dataset.original_encoding[1],
+        big_endian=not little,
+        deflated_from=deflated_from,
     )
 
 
@@ -270,10 +305,8 @@ def _anatomy(values: Values) -> str:
 def _slices(path: Path, sop_instance: str, pixels: Pixels, values: Values) -> tuple[Slice, ...]:
     shared = values.first_item("SharedFunctionalGroupsSequence")
     frames = values.items("PerFrameFunctionalGroupsSequence")
-    if shared is None and not frames:
-        return tuple(
-            _slice(path, sop_instance, pixels, frame, _Groups(values, None, None)) for frame in range(pixels.frames)
-        )
+    if shared is None and not frames and pixels.frames == 1:
+        return (_slice(path, sop_instance, pixels, 0, _Groups(values, None, None)),)
     if len(frames) != pixels.frames:
         raise InvalidObjectError("A multi-frame object describes another number of frames than it holds.")
     return tuple(

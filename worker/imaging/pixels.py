@@ -11,10 +11,10 @@ from pathlib import Path
 
 import imagecodecs
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 
 from worker.core.errors import PixelDataError, StoreUnavailableError
+from worker.imaging import deflated
 from worker.imaging.headers import Pixels, Slice
 
 _ITEM = (0xFFFE, 0xE000)
@@ -65,7 +65,7 @@ def stored_values(piece: Slice, source: "PixelFile") -> NDArray[np.generic]:
         raise _other_size(size, pixels)
     try:
         array = _decode(raw, pixels)
-    except (RuntimeError, ValueError, TypeError, IndexError, OSError, MemoryError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, OSError) as error:
         raise PixelDataError("The pixel data of a slice does not decode. Send the object again.") from error
     if array.shape != (pixels.rows, pixels.columns):
         raise _other_size(array.shape, pixels)
@@ -107,7 +107,7 @@ class PixelFile:
     def __init__(self, path: Path, pixels: Pixels) -> None:
         self.path = path
         self.pixels = pixels
-        self._inflated: bytes | None = None
+        self._inflated: bytearray | None = None
         try:
             self._descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -134,7 +134,7 @@ class PixelFile:
 
     def _read(self, offset: int, length: int) -> bytes:
         if self._inflated is not None:
-            data = self._inflated[offset : offset + length]
+            data = bytes(self._inflated[offset : offset + length])
         else:
             try:
                 data = os.pread(self._descriptor, length, offset)
@@ -151,17 +151,18 @@ class PixelFile:
     def _frame_ranges(self) -> list[list[tuple[int, int]]]:
         """For every frame the (offset, length) pieces its bytes are in."""
         pixels = self.pixels
-        if pixels.encapsulated:
+        if pixels.encapsulated and pixels.deflated_from is None:
             return _assign_fragments(*self._fragments(), frames=pixels.frames, read=self._read)
-        if pixels.length is None:
-            self._inflated = _inflate(self.path)
         size = pixels.rows * pixels.columns * (pixels.bits_allocated // 8)
-        available = len(self._inflated) if self._inflated is not None else pixels.length or 0
+        first, available = pixels.offset, pixels.length or 0
+        if pixels.deflated_from is not None:
+            self._inflated = _inflate(self.path, pixels, min(size * pixels.frames, available))
+            first, available = 0, len(self._inflated)
         if size * pixels.frames > available:
             raise PixelDataError(
                 f"The pixel data ends {size * pixels.frames - available} bytes too early. Send the object again."
             )
-        return [[(pixels.offset + index * size, size)] for index in range(pixels.frames)]
+        return [[(first + index * size, size)] for index in range(pixels.frames)]
 
     def _fragments(self) -> tuple[list[int], list[tuple[int, int]]]:
         """The basic offset table and the (offset, length) of every fragment (PS3.5 A.4)."""
@@ -213,14 +214,13 @@ def _assign_fragments(
     return ranges
 
 
-def _inflate(path: Path) -> bytes:
-    """Pixel Data of a deflated object; its dataset has to be inflated as a whole."""
+def _inflate(path: Path, pixels: Pixels, length: int) -> bytearray:
+    """The first `length` bytes of the Pixel Data of a deflated object."""
     try:
-        dataset = pydicom.dcmread(path, specific_tags=["PixelData"])
-        return bytes(dataset.PixelData)
+        return deflated.inflate(path, pixels.deflated_from or 0, pixels.offset, length)
     except OSError as error:
         raise _unavailable(error) from error
-    except (AttributeError, EOFError, ValueError, KeyError, zlib.error) as error:
+    except zlib.error as error:
         raise PixelDataError("The pixel data of a deflated object does not inflate. Send the object again.") from error
 
 

@@ -45,7 +45,7 @@ def build_study(paths: Iterable[Path | str], rules: ImagingRules) -> StudyVolume
     """From the stored objects of one study to its volumes.
 
     Raises NothingToReportError, GeometryError or PixelDataError when no volume can be had, PatientMismatchError when the
-    objects are of two patients, StoreUnavailableError when a file cannot be read.
+    objects are of two patients, StoreUnavailableError when a file cannot be read, InsufficientMemoryError.
     """
     return build_examined(examine(paths, rules), rules)
 
@@ -63,7 +63,7 @@ def assemble(examination: Examination, rules: ImagingRules) -> StudyVolumes:
 
     A study that gives no volume comes back with its refusal, so that the verdicts are there too.
 
-    Raises StoreUnavailableError.
+    Raises StoreUnavailableError, InsufficientMemoryError.
     """
     choice = examination.choice
     refused: dict[str, tuple[Cause, str]] = {}

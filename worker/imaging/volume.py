@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.core.errors import GeometryError, PixelDataError
+from worker.core.errors import GeometryError, InsufficientMemoryError, PixelDataError
 from worker.imaging import geometry, pixels
 from worker.imaging.geometry import Grid, Placement
 from worker.imaging.headers import Slice
@@ -70,7 +70,7 @@ class Volume:
 def build_stack(stack: Stack, rules: ImagingRules) -> Volume:
     """Build the volume of a chosen stack, with what is known of its series.
 
-    Raises GeometryError, PixelDataError, StoreUnavailableError.
+    Raises what `build` raises.
     """
     volume = build(stack.slices, rules)
     repairs = (
@@ -92,13 +92,11 @@ def build(slices: Sequence[Slice], rules: ImagingRules) -> Volume:
     Headers are there already; every slice's pixels are read once, in parallel, straight into the result.
 
     Raises GeometryError when the slices make no trustworthy volume, PixelDataError when one does not decode, copies differ
-    or the values are not Hounsfield units, StoreUnavailableError when a file cannot be read.
+    or the values are not Hounsfield units, StoreUnavailableError when a file cannot be read, InsufficientMemoryError when
+    this host is too small.
     """
     grid = geometry.plan(slices, rules)
-    canvas = _Canvas(grid, rules)
-    with ExitStack() as files:
-        canvas.fill(files)
-    canvas.check_hounsfield()
+    canvas = _painted(grid, rules)
     first = grid.placements[0].source
     repairs = list(grid.repairs)
     steps = {abs(placement.source.slope or 0.0) for placement in grid.placements}
@@ -116,6 +114,22 @@ def build(slices: Sequence[Slice], rules: ImagingRules) -> Volume:
         repairs=tuple(repairs),
         instance_uids=tuple(placement.source.sop_instance_uid for placement in grid.placements),
     )
+
+
+def _painted(grid: Grid, rules: ImagingRules) -> "_Canvas":
+    """The grid with the values of its slices."""
+    try:
+        canvas = _Canvas(grid, rules)
+        with ExitStack() as files:
+            canvas.fill(files)
+    except MemoryError:
+        size = " x ".join(map(str, grid.shape))
+        raise InsufficientMemoryError(
+            f"A volume of {size} voxels takes up to {grid.peak_bytes / 1e9:.1f} GB, more than this host has free. "
+            "Give the worker more memory or fewer tasks at a time."
+        ) from None
+    canvas.check_hounsfield()
+    return canvas
 
 
 class _Canvas:
