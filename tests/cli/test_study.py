@@ -160,6 +160,26 @@ def test_export_writes_the_volume_that_the_model_saw(terminal: Terminal) -> None
     assert actions(terminal) == [("study_export", claim.study_id)]
 
 
+def test_export_of_two_volumes_numbers_the_files_the_main_one_first(terminal: Terminal) -> None:
+    from worker.imaging import stored
+    from worker.imaging.volume import Volume
+
+    claim = builders.drafting(terminal.database)
+    folder = terminal.home / "store" / "inputs" / "x"
+    folder.mkdir(parents=True)
+    for number in (1, 2):
+        hu = np.full((2, 3, 3 + number), -1000, np.float32)
+        stored.save(Volume(hu, np.eye(4)[:, [2, 1, 0, 3]], None), folder / f"volume-{number:02d}.npz")
+    with terminal.database.write() as session:
+        session.get_one(Study, claim.study_id).model_input = "inputs/x"
+    written = terminal.data("study", "export", claim.study_id, str(terminal.home / "out.nii.gz"))
+    assert [(entry["file"], entry["shape"]) for entry in written] == [
+        (str(terminal.home / "out_1.nii.gz"), [2, 3, 4]),
+        (str(terminal.home / "out_2.nii.gz"), [2, 3, 5]),
+    ]
+    assert (terminal.home / "out_2.nii.gz").stat().st_size > 0
+
+
 def test_export_of_a_study_without_volume_says_why(terminal: Terminal) -> None:
     study_id = failed(terminal)
     error = terminal.run("study", "export", study_id, "out.nii").exception
