@@ -25,6 +25,8 @@ LOBBY_SIZE = 256
 BACKLOG = 512
 TICK_SECONDS = 0.1
 _NO_DESCRIPTORS_PAUSE_SECONDS = 0.05
+_TAKES_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_NOBODY_THERE = frozenset({errno.EAGAIN, errno.EINTR, errno.ECONNABORTED})
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Door(threading.Thread):
             for key, _ in self._selector.select(TICK_SECONDS):
                 if key.fileobj is self._listener:
                     self._accept()
-                else:
+                elif self._lobby.get(key.fd) is key.data:  # not shed by an arrival of this very round
                     self._knock(key.fd)
             self._expire()
         for fd in list(self._lobby):
@@ -97,25 +99,31 @@ class Door(threading.Thread):
     def _accept(self) -> None:
         try:
             connection, address = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                raise
-            log.error("no_descriptors", error=errno.errorcode[error.errno])
-            self._shed()
-            time.sleep(_NO_DESCRIPTORS_PAUSE_SECONDS)
+            # Linux hands the troubles of the arriving connection to accept as well (accept(2)): none may end the door.
+            if error.errno in _TAKES_ROOM:
+                log.error("no_descriptors", error=errno.errorcode[error.errno])
+                self._shed()
+                time.sleep(_NO_DESCRIPTORS_PAUSE_SECONDS)
+            elif error.errno not in _NOBODY_THERE:
+                log.warning("accept_failed", error=errno.errorcode.get(error.errno or 0, "unknown"))
+                time.sleep(_NO_DESCRIPTORS_PAUSE_SECONDS)
             return
         if len(self._lobby) >= LOBBY_SIZE:
             self._shed()
         guest = _Guest(connection, str(address[0]), time.monotonic() + self._patience_seconds)
         self._lobby[connection.fileno()] = guest
-        self._selector.register(connection, selectors.EVENT_READ)
+        self._selector.register(connection, selectors.EVENT_READ, guest)
 
     def _knock(self, fd: int) -> None:
         guest = self._leave(fd)
-        guest.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._enter(guest.connection, guest.address)
+        try:
+            guest.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._enter(guest.connection, guest.address)
+        except (OSError, RuntimeError) as error:  # RuntimeError: the system gives no more threads
+            log.error("connection_not_served", error=type(error).__name__)
+            guest.connection.close()
+            self._metrics.shed.inc()
 
     def _expire(self) -> None:
         now = time.monotonic()

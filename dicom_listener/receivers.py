@@ -122,9 +122,16 @@ class Pool:
                     log.warning("receiver_unavailable", error=type(error).__name__)
                     continue
                 receiver.sent += 1
-                threading.Thread(target=_serve_rows, args=(ours, self._rows()), name="rows", daemon=True).start()
+                self._serve_rows(ours)
                 return
         ours.close()
+
+    def _serve_rows(self, channel: socket.socket) -> None:
+        try:
+            threading.Thread(target=_serve_rows, args=(channel, self._rows()), name="rows", daemon=True).start()
+        except RuntimeError:  # the process hears the channel's end and answers "out of resources"
+            channel.close()
+            raise
 
     def merged(self, registry: CollectorRegistry) -> CollectorRegistry:
         """A registry that adds the processes' figures to the listener's own."""
@@ -289,7 +296,11 @@ def _receive(control: socket.socket, settings: Settings) -> None:
         if not descriptors:
             break
         connection, channel = (socket.socket(fileno=descriptor) for descriptor in descriptors)
-        reception.enter(connection, address.decode(), ChannelRows(channel))
+        try:
+            reception.enter(connection, address.decode(), ChannelRows(channel))
+        except RuntimeError as error:
+            log.error("connection_not_served", error=type(error).__name__)
+            connection.close()
     reception.close()
     database.close()
 

@@ -97,7 +97,10 @@ class Reception:
         return len(self._associations)
 
     def enter(self, connection: socket, address: str, rows: Rows) -> None:
-        """Gives a connection its thread; the oldest half-open one goes when there are too many."""
+        """Gives a connection its thread; the oldest half-open one goes when there are too many.
+
+        Raises `RuntimeError` when the system gives no thread; the connection is then as it was.
+        """
         with self._lock:
             self._number += 1
             association = Association(self, self._number, connection, address, rows)
@@ -107,7 +110,12 @@ class Reception:
                 self._metrics.shed.inc()
             self._associations[association.number] = association
             self._metrics.half_open.set(len(half_open) + 1)
-        association.start()
+        try:
+            association.start()
+        except RuntimeError:  # no more threads: the connection is the caller's again
+            rows.close()
+            self.ended(association, Ending.CONNECTION_LOST)
+            raise
 
     def admit(self, association: Association) -> Refusal | None:
         """Counts an association in once its request is there, or says why not."""

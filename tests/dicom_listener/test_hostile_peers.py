@@ -1,18 +1,22 @@
 """Hostile peers: an honest sender's study still arrives, C-ECHO still answers, memory stays."""
 
+import errno
 import gc
 import os
+import selectors
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from pydicom.uid import generate_uid
 
-from dicom_listener.door import oldest_of_busiest
+from dicom_listener.door import LOBBY_SIZE, Door, listen, oldest_of_busiest
+from dicom_listener.metrics import Metrics
 from dicom_listener.statuses import Status
 from tests.dicom_listener.conftest import Running
 from tests.dicom_listener.sending import RawPeer, ct, echo, eventually, request_pdu, send
@@ -165,3 +169,89 @@ def test_a_thousand_more_descriptors_than_select_takes_do_not_matter(running: Ru
 
 def test_busiest_address_is_shed_first() -> None:
     assert oldest_of_busiest(["a", "b", "b", "a", "b"]) == 1
+
+
+def test_newcomers_to_a_full_lobby_do_not_close_the_door_on_anybody(running: Running) -> None:
+    with silent(running.port, LOBBY_SIZE) as old, ExitStack() as stack:
+        for guest in old[:44]:
+            # He speaks while one comes in for whom he, the oldest, is shed: both may be heard in one round.
+            stack.enter_context(silent(running.port, 1))
+            with suppress(OSError):
+                guest.send(b"\x01")
+    assert running.listener._door.is_alive()  # type: ignore[union-attr]
+    an_honest_study_arrives(running)
+
+
+class _Selector:
+    """Reports, in one round, an arrival and then a word from the guest who is shed for it."""
+
+    def __init__(self, real: selectors.BaseSelector, listener: socket.socket) -> None:
+        self._real, self._listener = real, listener
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._real, name)
+
+    def select(self, timeout: float) -> list[tuple[selectors.SelectorKey, int]]:
+        found = self._real.select(timeout)
+        if len(found) < 2:
+            return []
+        return sorted(found, key=lambda ready: ready[0].fileobj is not self._listener)
+
+
+def test_guest_who_speaks_in_the_round_in_which_he_is_shed_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dicom_listener.door.LOBBY_SIZE", 1)
+    entered: list[socket.socket] = []
+    listener = listen("127.0.0.1", 0)
+    opened = Door(listener, lambda connection, _: entered.append(connection), 10.0, Metrics())
+    opened.start()
+    address = listener.getsockname()
+    with socket.create_connection(address) as guest:
+        eventually(lambda: opened._lobby)
+        opened._selector = _Selector(opened._selector, listener)  # type: ignore[assignment]
+        with socket.create_connection(address) as newcomer:
+            guest.send(b"x")
+            eventually(lambda: opened._metrics.shed._value.get() == 1)
+            opened._selector = opened._selector._real  # type: ignore[attr-defined]
+            newcomer.send(b"x")
+            eventually(lambda: entered)
+    assert opened.is_alive()
+    opened.close()
+    entered[0].close()
+
+
+@pytest.mark.parametrize("number", [errno.EPROTO, errno.ENETDOWN, errno.EPERM, errno.ECONNABORTED, errno.EMFILE])
+def test_error_of_an_arriving_connection_does_not_end_the_door(number: int) -> None:
+    class Troubled(socket.socket):
+        troubles = 2
+
+        def accept(self) -> tuple[socket.socket, object]:
+            self.troubles -= 1
+            if self.troubles >= 0:
+                raise OSError(number, "injected")
+            return super().accept()
+
+    plain = listen("127.0.0.1", 0)
+    listener = Troubled(fileno=plain.detach())
+    entered: list[socket.socket] = []
+    opened = Door(listener, lambda connection, _: entered.append(connection), 10.0, Metrics())
+    opened.start()
+    with socket.create_connection(listener.getsockname()) as client:
+        client.send(b"x")
+        eventually(lambda: entered)
+    opened.close()
+    entered[0].close()
+
+
+def test_connection_for_which_there_is_no_thread_is_closed_and_the_next_is_served(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr("dicom_listener.association.Association.start", refused)
+        with RawPeer(running.port, associate=False) as peer:
+            peer.socket.sendall(request_pdu())
+            assert peer.read_pdu()[0] == 0
+    assert running.listener._reception.present == 0
+    an_honest_study_arrives(running)
