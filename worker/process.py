@@ -87,6 +87,7 @@ class WorkerProcess:
         self.started_at = studies.now()
         self.stopping = threading.Event()
         self.halting = threading.Event()
+        self.failed = threading.Event()  # this process ends itself because a part of it is broken
         self.slots = _slots(config, self.stages, concurrency, len(self.serves))
         self.metrics = Metrics()
         self.database = Database.from_settings(config)
@@ -173,6 +174,7 @@ class WorkerProcess:
             self._leave()
 
     def _leave(self) -> None:
+        self.failed.set()
         if not self.stopping.is_set():
             log.critical("worker_leaves", worker=self.name)
             os.kill(os.getpid(), signal.SIGTERM)

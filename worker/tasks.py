@@ -163,6 +163,10 @@ def _settle(worker: WorkerProcess, claim: Claim, error: Exception) -> str:
     """The one place where an error's class decides what becomes of a study. Raises `LeaseLostError`."""
     if isinstance(error, LeaseLostError):
         raise error
+    if isinstance(error, RetryableError) and worker.halting.is_set() and worker.failed.is_set():
+        # Given back free, a study that breaks each process would do so for ever: the lease runs out and counts as a crash.
+        log.error("lease_left", exc_info=error)
+        return "lost"
     if isinstance(error, RetryableError) and worker.halting.is_set():
         worker.record(lambda session: studies.give_back(session, claim))
         log.info("stage_given_back")

@@ -230,6 +230,42 @@ def test_failed_accelerator_breaks_the_reporter_so_that_its_worker_leaves(made: 
     assert model.is_broken
 
 
+@pytest.mark.parametrize("kind", [IndexError, KeyError, AssertionError, OSError])
+def test_surprise_of_one_study_reaches_it_and_the_model_drafts_the_others(
+    made: Callable[..., mu2.Mu2Reporter], kind: type[Exception]
+) -> None:
+    def surprise(sizes: list[int], _: Callable[[Progress], None]) -> None:
+        if 13 in sizes:
+            raise kind("an index of the thirteenth slice")
+
+    model = made(ScriptedDrafter(surprise), max_batch=2, batch_wait_seconds=2.0)
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [threads.submit(model.draft, [volume(size)], Deadline.after(20)) for size in (12, 13)]
+        assert waiting[0].result().sentences[0].text == "12 slices."
+        with pytest.raises(kind):
+            waiting[1].result()
+    assert not model.is_broken
+    assert draft_together(model, [14]) == ["14 slices."]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_death_of_the_models_thread_breaks_the_reporter_and_nobody_waits_in_vain(
+    made: Callable[..., mu2.Mu2Reporter],
+) -> None:
+    class Killed(BaseException):
+        """What no study raises."""
+
+    def die(sizes: list[int], _: Callable[[Progress], None]) -> None:
+        raise Killed
+
+    model = made(ScriptedDrafter(die))
+    started = time.monotonic()
+    with pytest.raises(ModelBusyError):
+        model.draft([volume()], Deadline.after(20))
+    assert time.monotonic() - started < 5
+    assert model.is_broken
+
+
 def test_closing_gives_waiting_studies_back(made: Callable[..., mu2.Mu2Reporter]) -> None:
     model = made(ScriptedDrafter(generate_for_ever), max_batch=1)
     with ThreadPoolExecutor(2) as threads:

@@ -262,6 +262,34 @@ def test_study_is_given_back_without_an_attempt_when_the_worker_halts(
     assert (study.status, study.attempts, study.due_at) == (StudyStatus.PREPARED, 0, None)
 
 
+def test_study_whose_model_broke_its_process_is_quarantined_after_three_processes(
+    site: Site, worker_process: WorkerProcess, reporter: ScriptedReporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr("worker.process.os.kill", lambda process, number: told.append(number))
+    worker_process.limits = replace(worker_process.limits, lease_seconds=0.3, max_crashes=3)
+    study_id = site.add_study()
+    prepare(worker_process)
+    for crash in range(3):
+        reporter.script, reporter.is_broken = [threading.Event()], True
+        reporter.entered.clear()
+        drafting = threading.Thread(target=draft, args=(worker_process,))
+        drafting.start()
+        assert reporter.entered.wait(10), f"not claimed after crash {crash}"
+        worker_process.leave_if_broken()
+        worker_process.stopping.set()
+        worker_process.halting.set()
+        drafting.join(timeout=10)
+        assert site.status(study_id) is StudyStatus.DRAFTING
+        wait_for(lambda: (site.study(study_id).lease_until or studies.now()) < studies.now())
+        for flag in (worker_process.stopping, worker_process.halting):  # as in the next process
+            flag.clear()
+    draft(worker_process)
+    assert len(told) == 3
+    assert site.status(study_id) is StudyStatus.FAILED
+    assert outcomes(site, Stage.DRAFT) == [AttemptOutcome.LOST] * 3
+
+
 def test_doorbell_goes_home_when_every_slot_is_busy_and_its_study_is_drafted_all_the_same(
     site: Site, worker_process: WorkerProcess, reporter: ScriptedReporter
 ) -> None:

@@ -39,6 +39,24 @@ END_SECONDS = 10.0
 _SECTIONS = {section.value: section for section in Section}
 
 
+class _Caught:
+    """Keeps what its block raised, as a `Future` does, for the thread that waits for the answer.
+
+    Whatever a study makes the model raise belongs to that study: it must not end the thread that drafts the others.
+    """
+
+    error: Exception | None = None
+
+    def __enter__(self) -> "_Caught":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self.error = error.with_traceback(None)  # whose frames would hold the memory of the failed run
+        return True
+
+
 @dataclass(frozen=True, eq=False)
 class _Item:
     """One question about one volume on its way through the model."""
@@ -112,7 +130,7 @@ class Mu2Reporter:
 
     @property
     def is_broken(self) -> bool:
-        """Whether the accelerator failed in a way that only a new process mends."""
+        """Whether the accelerator failed, or the model's thread died: only a new process mends that."""
         return self._broken.is_set()
 
     def draft(self, volumes: Sequence[CtVolume], deadline: Deadline) -> Drafted:
@@ -192,16 +210,26 @@ class Mu2Reporter:
         return Drafted(tuple(sentences), provenance)
 
     def _run(self) -> None:
-        while not self._closed.is_set():
-            batch = [item for item in self._gather() if item.answer.set_running_or_notify_cancel()]
-            self._answer([item for item in batch if not item.evidence])
-            for item in batch:
-                if item.evidence:
-                    self._answer([item])
+        batch: list[_Item] = []
+        try:
+            while not self._closed.is_set():
+                batch = [item for item in self._gather() if item.answer.set_running_or_notify_cancel()]
+                self._answer([item for item in batch if not item.evidence])
+                for item in batch:
+                    if item.evidence:
+                        self._answer([item])
+        finally:  # however this thread ends, nobody waits for it in vain
+            if not self._closed.is_set():
+                self._broken.set()
+            self._leave([item for item in batch if not item.answer.done()])
+
+    def _leave(self, unanswered: list[_Item]) -> None:
         while not self._waiting.empty():
             left = self._waiting.get()
             if left is not None and left.answer.set_running_or_notify_cancel():
-                left.answer.set_exception(ModelBusyError("the worker stops; the study is tried again"))
+                unanswered.append(left)
+        for item in unanswered:
+            item.answer.set_exception(ModelBusyError("the model stops in this process; the study is tried again"))
 
     def _gather(self) -> list[_Item]:
         """The first question that comes, and what follows within `batch_wait_seconds`, up to `max_batch`."""
@@ -253,7 +281,7 @@ class Mu2Reporter:
                 raise ModelBusyError("the deadline passed before the draft was complete; it is tried again")
 
         started = time.monotonic()
-        try:
+        with _Caught() as caught:
             drafts = self._drafter.draft(
                 [(item.volume.hu, item.volume.affine) for item in items],
                 [item.question for item in items],
@@ -262,16 +290,17 @@ class Mu2Reporter:
                 evidence=items[0].evidence,
                 progress=watch,
             )
-        except (ModelBusyError, Mu2ModelError, RuntimeError, MemoryError, ValueError, TypeError) as error:
-            return error.with_traceback(None)
+            answers = list(zip(items, drafts, strict=True))
+        if caught.error is not None:
+            return caught.error
         self._metrics.batch_size.observe(len(items))
         log.info(
             "batch_drafted",
             batch=len(items),
-            tokens=sum(draft.generated_tokens for draft in drafts),
+            tokens=sum(draft.generated_tokens for _, draft in answers),
             seconds=round(time.monotonic() - started, 3),
         )
-        for item, draft in zip(items, drafts, strict=True):
+        for item, draft in answers:
             item.answer.set_result(draft)
         return None
 
