@@ -10,6 +10,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from pydicom.data import get_testdata_file
 from typer.testing import CliRunner, Result
 
 from tests.imaging import synthetic
@@ -94,6 +95,14 @@ def test_a_folder_without_a_volume_ends_with_its_reason_and_exit_code_1(tmp_path
 
     assert result.exit_code == 1
     assert "No volume (NothingToReportError): The study holds no readable DICOM object." in result.stderr
+
+
+def test_the_dicomdir_of_a_disc_is_noted_and_is_no_failure(folder: Path) -> None:
+    (folder / "DICOMDIR").write_bytes(Path(get_testdata_file("DICOMDIR", download=False)).read_bytes())
+    report = report_of(folder)
+
+    assert len(report["volumes"]) == 1
+    assert [bad["file"] for bad in report["unreadable"]] == ["DICOMDIR", "readme.txt"]
 
 
 def test_one_refused_study_does_not_hide_another(folder: Path) -> None:

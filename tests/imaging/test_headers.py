@@ -50,6 +50,12 @@ def test_one_broken_file_stops_nothing(odd: Path) -> None:
     assert sorted(bad.path.name for bad in unreadable) == ["ct_header_cut.dcm", "not_dicom.dcm"]
 
 
+def test_a_dicomdir_is_no_object_of_a_study() -> None:
+    path = pydicom.data.get_testdata_file("DICOMDIR", download=False)
+    with pytest.raises(InvalidObjectError, match="a DICOMDIR: it lists other files"):
+        read_header(path)
+
+
 def test_a_missing_file_is_the_stores_trouble(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailableError, match="No such file"):
         read_header(tmp_path / "gone.dcm")

@@ -275,6 +275,7 @@ def test_a_study_without_a_ct_series_is_refused_with_every_series_named(ct_data:
     odd = ct_data / "odd"
     names = (
         "sr_basic_text_no_pixel_data",
+        "sr_comprehensive3d_for_ct",
         "seg_for_ct",
         "pr_grayscale_softcopy",
         "dx_not_ct",
@@ -285,6 +286,7 @@ def test_a_study_without_a_ct_series_is_refused_with_every_series_named(ct_data:
 
     assert {verdict.reason for verdict in choice.verdicts} == {
         "not a CT image but Basic Text SR Storage.",
+        "not a CT image but Comprehensive 3D SR Storage.",
         "not a CT image but Segmentation Storage.",
         "not a CT image but Grayscale Softcopy Presentation State Storage.",
         "not a CT image but Digital X-Ray Image Storage - For Presentation.",

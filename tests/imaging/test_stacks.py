@@ -58,6 +58,8 @@ def test_two_overlapping_breath_holds_are_not_interleaved(a_study: Study) -> Non
     [
         ({"AcquisitionNumber": 1}, {"AcquisitionNumber": 2}, "acquisition"),
         ({"AcquisitionTime": "120000"}, {"AcquisitionTime": "120100"}, "acquisition time"),
+        ({"KVP": 80}, {"KVP": 140}, "tube voltage"),
+        ({"TemporalPositionIdentifier": 1}, {"TemporalPositionIdentifier": 2}, "temporal position"),
     ],
 )
 @pytest.mark.parametrize("start_mm", [-13.75, -14.2])

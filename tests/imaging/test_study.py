@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from tests.imaging import synthetic
@@ -79,6 +80,15 @@ def test_an_empty_study_is_skipped_with_the_reason(tmp_path: Path) -> None:
 def test_a_slice_without_geometry_never_gets_a_place(ct_data: Path) -> None:
     with pytest.raises(NothingToReportError, match="too few slices: 1 of at least 12"):
         study.build_study([ct_data / "odd" / "corrupt" / "ct_no_geometry.dcm"], RULES)
+
+
+def test_slices_without_geometry_fail_the_study_with_the_reason(ct_data: Path, tmp_path: Path) -> None:
+    ds = pydicom.dcmread(ct_data / "odd" / "corrupt" / "ct_no_geometry.dcm")
+    for number in range(12):
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = synthetic.generate_uid()
+        ds.save_as(tmp_path / str(number))
+    with pytest.raises(GeometryError, match=r"no orientation \(0020,0037\)\. Send the series with its geometry\."):
+        study.build_study(files_of(tmp_path), RULES)
 
 
 def test_an_object_without_patient_id_is_read_like_any_other(ct_data: Path) -> None:

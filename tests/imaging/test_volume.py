@@ -219,6 +219,17 @@ def test_uneven_slices_are_resampled_to_the_closer_spacing(tmp_path: Path) -> No
     assert synthetic.largest_error(built, scan.known) <= EXACT
 
 
+@pytest.mark.parametrize("offset_mm", [0.03, 0.3, 0.6])
+@pytest.mark.parametrize("shared", [3, 14])
+def test_two_scans_that_nothing_but_their_positions_tells_apart_are_refused(
+    offset_mm: float, shared: int, tmp_path: Path
+) -> None:
+    first = tuple(2.5 * index for index in range(14))
+    second = tuple(2.5 * (14 - shared + index) + offset_mm for index in range(14))
+    with pytest.raises(GeometryError, match=r"as when two scans are mixed|slices are missing"):
+        build(Scan(depths=(*first, *second)), tmp_path)
+
+
 def test_a_tilt_is_found_from_positions_and_sheared_straight(tmp_path: Path) -> None:
     scan = Scan(shear=(math.tan(math.radians(18.5)), 0.0), attributes={"GantryDetectorTilt": "0"})
     built = build(scan, tmp_path)

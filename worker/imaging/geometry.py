@@ -21,6 +21,8 @@ _UNIT_TOLERANCE = 0.01
 """How far the two directions of Image Orientation may be from unit length and from a right angle."""
 _SAME_STEP = 0.1
 """Steps that differ by less than this share count as the same nominal step."""
+_ANOTHER_STEP = 1.5
+"""A step this many times its neighbour, or more, is another nominal step and no jitter."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,11 @@ def _layout(depths: Vector, rules: ImagingRules) -> _Layout:
             f"The slices are unevenly spaced with a gap of {widest:.1f} mm; at most {rules.maximum_gap_mm:g} mm is "
             "interpolated. Send the missing slices and requeue the study."
         )
+    if _alternates(steps):
+        raise GeometryError(
+            f"The distance between slices goes back and forth from {steps.min():.2f} to {widest:.2f} mm, as when two scans "
+            "are mixed. Send each as its own series."
+        )
     step = _smallest_common_step(steps)
     count = max(2, round(extent / step) + 1)
     step = extent / (count - 1)
@@ -276,6 +283,16 @@ def _shares(depths: Vector, step: float, count: int) -> tuple[tuple[tuple[int, f
         shares[lower].append((target, 1.0 - weight))
         shares[upper].append((target, weight))
     return tuple(map(tuple, shares))
+
+
+def _alternates(steps: Vector) -> bool:
+    """Whether steps change again and again, as when the slices of two scans lie between each other.
+
+    A scan with thin slices in one part and thick ones in another changes its step once or twice.
+    """
+    ratios = steps[1:] / steps[:-1]
+    changes = int(np.count_nonzero(np.maximum(ratios, 1 / ratios) > _ANOTHER_STEP))
+    return changes > max(3, len(steps) / 8)
 
 
 def _smallest_common_step(steps: Vector) -> float:

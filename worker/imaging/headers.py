@@ -38,6 +38,7 @@ _KEYWORDS = (
 )
 # fmt: on
 _TAGS = {keyword: Tag(keyword) for keyword in _KEYWORDS}
+_DICOMDIR = "1.2.840.10008.1.3.10"
 _FLOAT_PIXEL_DATA, _PIXEL_DATA = 0x7FE00008, 0x7FE00010
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _MALFORMED = (
@@ -206,6 +207,8 @@ def _read(path: Path, file: BinaryIO) -> Header:
             ) from None
     values = Values(dataset)
     stored_class = str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
+    if stored_class == _DICOMDIR:
+        raise InvalidObjectError("The file is a DICOMDIR: it lists other files and is no object of a study.")
     sop_class = values.text("SOPClassUID") or stored_class
     sop_instance = values.text("SOPInstanceUID") or str(dataset.file_meta.get("MediaStorageSOPInstanceUID", ""))
     pixels = _locate_pixels(dataset, values, file, deflated_from)

@@ -145,7 +145,11 @@ _PHASES: tuple[tuple[str, str], ...] = (
     ("kilovolts", "tube voltage"),
     ("acquired", "acquisition time"),
 )
-"""What may tell two images at one position apart: field of a slice, words for it."""
+"""What may tell two images at one position, or two scans of one place, apart: field of a slice, words for it."""
+
+
+_WITHIN_ONE_SCAN = "image_type"
+"""May change from slice to slice of one scan: GE adds ADD to summed slices."""
 
 
 def split_phases(pieces: Sequence[Slice]) -> list[tuple[str, list[Slice]]]:
@@ -159,7 +163,8 @@ def split_phases(pieces: Sequence[Slice]) -> list[tuple[str, list[Slice]]]:
         return [("", pieces)]
     crowd = _most_at_one_position(pieces)
     if crowd == 1:
-        return _split_scans(pieces, "acquisition") or _split_scans(pieces, "acquired") or [("", pieces)]
+        found = (_split_scans(pieces, name, words) for name, words in _PHASES if name != _WITHIN_ONE_SCAN)
+        return next(filter(None, found), [("", pieces)])
     for name, words in _PHASES:
         parts: dict[object, list[Slice]] = {}
         for piece in pieces:
@@ -188,14 +193,14 @@ def _depths(pieces: Sequence[Slice]) -> geometry.Vector:
     return np.sort(np.array([piece.position for piece in pieces]) @ normal)
 
 
-def _split_scans(pieces: list[Slice], name: str) -> list[tuple[str, list[Slice]]]:
+def _split_scans(pieces: list[Slice], name: str, words: str) -> list[tuple[str, list[Slice]]]:
     """Split slices, none at one position, whose scans lie in each other's gaps or far apart; [] when they do not.
 
     `name` is the field of a slice that tells scans apart. Two breath-holds that overlap must not be interleaved into one
     anatomy, not even where their slices happen to alternate evenly; a scanner that counts each rotation of a
     step-and-shoot scan as an acquisition must not be split.
     """
-    parts: dict[str, list[Slice]] = {}
+    parts: dict[object, list[Slice]] = {}
     for piece in pieces:
         parts.setdefault(getattr(piece, name), []).append(piece)
     if not 1 < len(parts) <= _MOST_ACQUISITIONS or min(map(len, parts.values())) < 3:
@@ -206,6 +211,5 @@ def _split_scans(pieces: list[Slice], name: str) -> list[tuple[str, list[Slice]]
     apart = max(float(after[0] - before[-1]) for before, after in pairwise(ranges))
     widest = max(float(np.diff(depths).max()) for depths in ranges)
     if (overlap and regular) or apart > 5 * widest:
-        words = dict(_PHASES)[name]
-        return [(f"{words} {index}", parts[value]) for index, value in enumerate(sorted(parts), 1)]
+        return [(f"{words} {index}", parts[value]) for index, value in enumerate(sorted(parts, key=str), 1)]
     return []
