@@ -222,7 +222,13 @@ def _write_messages(session: Session, means: Means, version: ReportVersion) -> t
 
 
 def _enqueue(session: Session, means: Means, version: ReportVersion, destination: Destination) -> bool:
+    hl7_settings = means.settings.hl7
     rows = outbox.enqueue(
-        session, version, [destination], hl7.write, default_authority=means.settings.hl7.assigning_authority
+        session,
+        version,
+        [destination],
+        hl7.write,
+        default_authority=hl7_settings.assigning_authority,
+        procedure_codes=hl7_settings.procedure_codes,
     )
     return bool(rows)

@@ -5,9 +5,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 
-import pytest
 from tests.conftest import free_port
 from tests.core.builders import arrival, uid
 from tests.postgres import PostgresServer, binaries

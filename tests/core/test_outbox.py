@@ -12,6 +12,7 @@ from worker.core.database import Database
 from worker.core.errors import (
     DeliveryRefusedError,
     DeliveryUnavailableError,
+    DeliveryUnreachableError,
     LeaseLostError,
     SignatureError,
     StateError,
@@ -195,22 +196,81 @@ def test_final_text_without_a_signature_cannot_be_enqueued(database: Database) -
         outbox.enqueue(session, version, [destination()], render)
 
 
+def forged(version_id: str, **changes: object) -> Message:
+    """A message written around the outbox."""
+    fields: dict[str, object] = {
+        "version_id": version_id,
+        "destination": "forged",
+        "order_key": "A-1",
+        "control_id": outbox.new_control_id(),
+        "result_status": "F",
+        "text_sha256": "0" * 64,
+        "payload": b"",
+        "created_at": studies.now(),
+    }
+    return Message(**{**fields, **changes})
+
+
 @pytest.mark.parametrize("status", ["F", "C"])
 def test_database_refuses_a_final_message_without_a_signature(database: Database, status: str) -> None:
-    (message_id,) = enqueued(database, drafted(database))
-    with pytest.raises(DBAPIError), database.write() as session:
-        session.get_one(Message, message_id).result_status = status
+    version_id = drafted(database)
+    with pytest.raises(DBAPIError, match="signed"), database.write() as session:
+        session.add(forged(version_id, result_status=status))
 
 
 def test_database_refuses_a_final_message_whose_signature_is_on_another_text(database: Database) -> None:
     version_id = drafted(database)
     with database.write() as session:
-        final = sign(session, version_id)
-        final_id = final.id
+        final_id = sign(session, version_id).id
+    with pytest.raises(DBAPIError, match=r"(?i)foreign"), database.write() as session:
+        session.add(forged(final_id, signature_version_id=final_id))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"payload": b"other"}, {"result_status": "P"}, {"control_id": "OTHER"}, {"text_sha256": "0" * 64}],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_a_message_says_cannot_be_changed(database: Database, change: dict[str, object]) -> None:
     (message_id,) = enqueued(database, drafted(database))
-    with pytest.raises(DBAPIError), database.write() as session:
-        row = session.get_one(Message, message_id)
-        row.result_status, row.signature_version_id, row.text_sha256 = "F", final_id, "0" * 64
+    with pytest.raises(DBAPIError, match="cannot be changed"), database.write() as session:
+        session.execute(sa.update(Message).where(Message.id == message_id).values(**change))
+
+
+def test_destination_that_cannot_be_reached_costs_no_try(database: Database) -> None:
+    (message_id,) = enqueued(database, drafted(database))
+    for _ in range(5):
+        claim = taken(database)
+        assert claim is not None
+        with database.write() as session:
+            outbox.retry_later(
+                session, claim, DeliveryUnreachableError("no connection"), max_attempts=1, backoff_seconds=5
+            )
+        with database.write() as session:
+            row = session.get_one(Message, message_id)
+            assert (row.state, row.attempts) == (MessageState.PENDING, 0)
+            assert row.due_at is not None and row.due_at > studies.now()
+            row.due_at = None
+
+
+def test_new_draft_lies_unsent_beside_what_a_person_saved(database: Database) -> None:
+    version_id = drafted(database)
+    with database.write() as session:
+        machine = session.get_one(ReportVersion, version_id)
+        reports.add_version(
+            session,
+            machine.report,
+            state=ReportState.PRELIMINARY,
+            sentences=draft().sentences,
+            study_revision=1,
+            author_kind=AuthorKind.PERSON,
+        )
+        machine.report.state = ReportState.PRELIMINARY
+        study = machine.report.study
+        study.revision = 2
+        late = reports.add_draft(session, study, draft("Late slices."))
+        assert machine.report.state is ReportState.PRELIMINARY
+        assert outbox.enqueue(session, late, [destination()], render) == []
 
 
 def test_signed_sentence_cannot_be_changed_added_or_removed(database: Database) -> None:

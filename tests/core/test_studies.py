@@ -57,6 +57,14 @@ def test_study_with_two_patients_fails_with_that_reason_and_never_drafts(databas
         assert "MRN" not in study.reason
 
 
+@pytest.mark.parametrize(("issuers", "patients"), [(("A", "B"), 2), (("A", ""), 1), (("A", "A"), 1)])
+def test_one_number_of_two_issuers_is_two_patients(database: Database, issuers: tuple[str, str], patients: int) -> None:
+    study_uid = uid()
+    arrivals.record(database, [arrival(study_uid, patient_authority=issuer) for issuer in issuers])
+    with database.write() as session:
+        assert len(studies.complete_quiet(session, quiet_seconds=0)) == (1 if patients == 1 else 0)
+
+
 def test_stat_is_claimed_before_routine_whatever_came_first(database: Database) -> None:
     completed(database)
     stat = completed(database, priority=Priority.STAT)

@@ -51,6 +51,13 @@ class Arrival:
     series_number: int | None = None
     series_description: Phi = ""
 
+    @property
+    def patient_key(self) -> Phi:
+        """The patient's id with its issuer: one number of two issuers is two patients."""
+        if not self.patient_identifier or not self.patient_authority:
+            return self.patient_identifier
+        return f"{self.patient_identifier}^{self.patient_authority}"
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -318,7 +325,7 @@ def instance_row(
         "size_bytes": arrival.size_bytes,
         "sha256": arrival.sha256,
         "revision": revision,
-        "patient_identifier": arrival.patient_identifier,
+        "patient_identifier": arrival.patient_key,
         "disposition": disposition,
         "received_at": arrival.received_at,
     }

@@ -29,6 +29,17 @@ FIRST_WAIT_SECONDS = 0.05
 LONGEST_WAIT_SECONDS = 1.0
 SQLITE_LOCK_SECONDS = 5.0  # per try; `busy_seconds` bounds the whole
 
+POSTGRESQL_LIMITS: dict[str, Any] = {
+    "connect_timeout": 5,
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+    "options": "-c lock_timeout=10s -c statement_timeout=30s -c idle_in_transaction_session_timeout=60s",
+}
+"""A server that goes silent, or a row somebody sits on, is a database that is away: never a wait without end."""
+
 _TRANSIENT = (OperationalError, InterfaceError, PoolTimeoutError)
 
 
@@ -124,7 +135,7 @@ def _engine(url: sa.URL) -> Engine:
             max_overflow=20,
             pool_timeout=10,
             hide_parameters=True,
-            connect_args={"connect_timeout": 5},
+            connect_args=POSTGRESQL_LIMITS,
         )
     engine = sa.create_engine(
         url, hide_parameters=True, connect_args={"timeout": SQLITE_LOCK_SECONDS, "check_same_thread": False}

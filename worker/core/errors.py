@@ -7,7 +7,8 @@
     │   ├── StoreUnavailableError     disk full, share gone
     │   ├── InsufficientMemoryError   a volume larger than this host's free memory
     │   ├── ModelBusyError            out of memory, deadline passed
-    │   ├── DeliveryUnavailableError  refused connection, time-out, AE or CE
+    │   ├── DeliveryUnavailableError  no answer in time, AE or CE
+    │   │   └── DeliveryUnreachableError  no connection
     │   └── LeaseLostError            another worker took the work over
     └── FinalError                the same work fails again until something is changed
         ├── SettingsError
@@ -121,6 +122,10 @@ class StateError(FinalError):
 
 class SignatureError(FinalError):
     """A final text has no signature, or its hash differs from the signed one."""
+
+
+class DeliveryUnreachableError(DeliveryUnavailableError):
+    """No connection could be opened to the destination, so not a byte of the message left."""
 
 
 class DeliveryRefusedError(FinalError):

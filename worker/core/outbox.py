@@ -6,7 +6,7 @@ control id are fixed when the row is written: every retry sends the same message
 """
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -14,7 +14,14 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
 from worker.core import reports, studies
-from worker.core.errors import LeaseLostError, Mu2Error, NotFoundError, SignatureError, StateError
+from worker.core.errors import (
+    DeliveryUnreachableError,
+    LeaseLostError,
+    Mu2Error,
+    NotFoundError,
+    SignatureError,
+    StateError,
+)
 from worker.core.records import REASON_LENGTH, Message, MessageState, ReportVersion, Signature, Study, new_id
 from worker.core.report import SIGNED_STATES, STATUS, Report, ReportState, canonical_text, text_sha256
 from worker.core.settings import Destination
@@ -23,6 +30,8 @@ Render = Callable[[Report, Destination, str, datetime], bytes]
 """A writer of `worker.results`: report, destination, control id, time of the message → its bytes."""
 
 LONGEST_BACKOFF_SECONDS = 600.0
+LONGEST_UNREACHABLE_SECONDS = 60.0  # a connection that is refused costs nothing; reports flow a minute after it is back
+UNREACHABLE_SHARE_OF_AGE = 0.1
 _OPEN = (MessageState.PENDING, MessageState.SENT)
 _REPLACEABLE = (MessageState.PENDING, MessageState.PARKED, MessageState.REFUSED)
 _SIGNED_STATUSES = frozenset({"F", "C"})
@@ -48,13 +57,14 @@ def enqueue(
     render: Render,
     *,
     default_authority: str = "",
+    procedure_codes: Mapping[str, str] | None = None,
 ) -> list[Message]:
     """Writes one row per destination that may have this version, and supersedes what is older and undelivered.
 
     Raises `SignatureError` for signed states without a signature whose hash matches the text.
     """
     study = version.report.study
-    value = reports.to_value(session, version.id, default_authority=default_authority)
+    value = reports.to_value(session, version.id, default_authority=default_authority, procedure_codes=procedure_codes)
     rows = []
     for destination in destinations:
         if not _may_leave(session, version, destination):
@@ -154,13 +164,24 @@ def retry_later(
     code: str = "",
     answer_text: str = "",
 ) -> None:
-    """Sent → pending until a back-off is over, or parked when it was the last try."""
+    """Sent → pending until a back-off is over, or parked when it was the last try.
+
+    A destination that cannot be reached costs no try: nothing was sent, and an afternoon's maintenance must not leave
+    every report to be resent by hand. Its wait grows with the age of the message.
+    """
     row = _held(session, claimed)
     if row is None:
         return
-    row.attempts += 1
     row.error = studies.describe(error)
     _close(row, code, answer_text)
+    if isinstance(error, DeliveryUnreachableError):
+        row.state = MessageState.PENDING
+        age_seconds = (studies.now() - row.created_at).total_seconds()
+        wait = min(max(backoff_seconds, age_seconds * UNREACHABLE_SHARE_OF_AGE), LONGEST_UNREACHABLE_SECONDS)
+        row.due_at = studies.now() + timedelta(seconds=wait)
+        _yield_to_newer(session, row)
+        return
+    row.attempts += 1
     if row.attempts >= max_attempts:
         row.state = MessageState.PARKED
     else:
@@ -213,7 +234,7 @@ def _due() -> sa.ColumnElement[bool]:
 def _may_leave(session: Session, version: ReportVersion, destination: Destination) -> bool:
     state = version.state
     if state is ReportState.AI_DRAFT:
-        return destination.drafts != "none" and not reports.is_signed(session, version.report_id)
+        return destination.drafts != "none" and not reports.has_person(session, version.report_id)
     if state is ReportState.PRELIMINARY:
         return destination.preliminary and not reports.is_signed(session, version.report_id)
     if STATUS[state].leaves == "if_sent":

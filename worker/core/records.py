@@ -251,7 +251,7 @@ class Instance(Base):
     size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
     sha256: Mapped[str] = mapped_column(sa.String(64))  # of the data set's bytes as received
     revision: Mapped[int]  # of the study when it arrived
-    patient_identifier: Mapped[str] = mapped_column(sa.String(64), default="", info=PHI)  # two in one study: failed
+    patient_identifier: Mapped[str] = mapped_column(sa.String(130), default="", info=PHI)  # id^issuer; two: failed
     disposition: Mapped[Disposition] = mapped_column(named_enum(Disposition), default=Disposition.KEPT)
     received_at: Mapped[datetime]
     committed_at: Mapped[datetime | None]  # storage commitment given: exempt from retention

@@ -76,6 +76,8 @@ class Patient:
     middle_name: Phi = ""
     birth_date: date | None = None
     sex: str = ""  # HL7 table 0001: F, M, O, U; empty when unknown
+    prefix: Phi = ""
+    suffix: Phi = ""
 
 
 @dataclass(frozen=True)

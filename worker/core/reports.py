@@ -1,6 +1,6 @@
 """Reports as rows: a draft becomes a version, a version becomes the value that the writers take."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 
@@ -38,7 +38,7 @@ class Draft:
 
 
 def add_draft(session: Session, study: Study, draft: Draft) -> ReportVersion:
-    """Stores a draft as the next version of the study's report; a signed report keeps its state.
+    """Stores a draft as the next version of the study's report; a report that a person worked on keeps its state.
 
     Idempotent per (study, revision): a draft that is there already is returned as it is.
     """
@@ -65,7 +65,7 @@ def add_draft(session: Session, study: Study, draft: Draft) -> ReportVersion:
         author_kind=AuthorKind.MACHINE,
     )
     version.provenance = asdict(draft.provenance)
-    if not is_signed(session, report.id):
+    if not has_person(session, report.id):
         report.state = ReportState.AI_DRAFT
     return version
 
@@ -119,6 +119,12 @@ def add_version(
     return version
 
 
+def has_person(session: Session, report_id: str) -> bool:
+    """Whether a person wrote any version of this report: then a machine's draft only lies beside it, unsent."""
+    written = sa.exists().where(ReportVersion.report_id == report_id, ReportVersion.author_kind == AuthorKind.PERSON)
+    return bool(session.scalar(sa.select(written)))
+
+
 def is_signed(session: Session, report_id: str) -> bool:
     """Whether any version of this report carries a signature."""
     signed = sa.exists().where(records.Signature.version_id == ReportVersion.id, ReportVersion.report_id == report_id)
@@ -149,8 +155,13 @@ def latest(session: Session, study_id: str) -> ReportVersion | None:
     ).one_or_none()
 
 
-def to_value(session: Session, version_id: str, *, default_authority: str = "") -> Report:
-    """A version with its study, patient and signer as the value that the writers take; raises `NotFoundError`."""
+def to_value(
+    session: Session, version_id: str, *, default_authority: str = "", procedure_codes: Mapping[str, str] | None = None
+) -> Report:
+    """A version with its study, patient and signer as the value that the writers take; raises `NotFoundError`.
+
+    `procedure_codes` maps a study's description, or the regions it shows joined by `+`, to `code^text^system`.
+    """
     version = session.get(ReportVersion, version_id)
     if version is None:
         raise NotFoundError(f"no report version has the id {version_id}")
@@ -167,8 +178,9 @@ def to_value(session: Session, version_id: str, *, default_authority: str = "") 
         order=Order(
             accession=study.accession,
             placer=study.placer,
-            filler=study.filler,
-            procedure_text=study.description,
+            filler=study.filler
+            or study.accession,  # HL7 wants one of the two; the accession is the filler's own number
+            **_procedure(study, procedure_codes or {}),
             ordering_provider=study.referring_physician,
         ),
         study_time=study.study_time,
@@ -182,13 +194,30 @@ def to_value(session: Session, version_id: str, *, default_authority: str = "") 
     )
 
 
+def _procedure(study: Study, codes: Mapping[str, str]) -> dict[str, str]:
+    """OBR-4: the site's code for this description, else for these regions, else a local code with the description."""
+    volumes = (study.choice or {}).get("volumes", [])
+    regions = "+".join(dict.fromkeys(region for volume in volumes for region in volume.get("regions", [])))
+    known = {name.casefold(): code for name, code in codes.items()}
+    coded = known.get(study.description.casefold()) or known.get(regions.casefold())
+    if coded:
+        code, text, system = [*coded.split("^"), "", ""][:3]
+        return {"procedure_code": code, "procedure_text": text, "procedure_system": system}
+    return {"procedure_code": "CT", "procedure_text": study.description or "CT study", "procedure_system": "L"}
+
+
 def _patient(study: Study, default_authority: str) -> Patient:
-    family, given, *_ = [*study.patient_name.split("=")[0].split("^"), "", ""]
+    """The patient with the first component group of the name that holds anything: alphabetic, ideographic, phonetic."""
+    group = next((part for part in study.patient_name.split("=") if part.strip("^ ")), "")
+    family, given, middle, prefix, suffix = [*group.split("^"), "", "", "", "", ""][:5]
     return Patient(
         identifier=study.patient_identifier,
         authority=study.patient_authority or default_authority,
         family_name=family,
         given_name=given,
+        middle_name=middle,
+        prefix=prefix,
+        suffix=suffix,
         birth_date=study.patient_birth_date,
         sex=study.patient_sex,
     )

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -77,6 +77,13 @@ class StoreSettings(_Group):
 
     url: str = Field("", description="Folder of the instance store; empty means MU2_HOME/store.")
     floor_bytes: int = Field(1_000_000_000, ge=0, description="Refuse instances (0xA700) below this much free disk.")
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_folder(cls, url: str) -> str:
+        if "://" in url:
+            raise ValueError("the store is a folder, local or shared; object stores are not supported")
+        return url
 
 
 class QueueSettings(_Group):
@@ -177,6 +184,10 @@ class Hl7Settings(_Group):
         2.0, description="First wait before a message is sent again; doubles up to ten minutes."
     )
     assigning_authority: str = Field("", description="PID-3 authority when DICOM names none.")
+    procedure_codes: dict[str, str] = Field(
+        {"chest": "24627-2^CT Chest^LN"},
+        description="OBR-4 as code^text^system by study description, or by the regions shown joined with +.",
+    )
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

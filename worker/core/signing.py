@@ -10,8 +10,8 @@ written in the caller's one transaction. Signing uses up one `Authentication`: a
 a moment ago. There is no other way to a signature; a trigger in the database refuses one without.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import sqlalchemy as sa
@@ -33,6 +33,7 @@ class Desk:
     destinations: tuple[Destination, ...]
     render: outbox.Render
     default_authority: str = ""
+    procedure_codes: Mapping[str, str] = field(default_factory=dict)
     fresh_seconds: float = 120.0
     correction_minutes: float = 60.0
 
@@ -327,7 +328,12 @@ def _finish(
         try:
             with session.begin_nested():
                 if outbox.enqueue(
-                    session, version, [destination], desk.render, default_authority=desk.default_authority
+                    session,
+                    version,
+                    [destination],
+                    desk.render,
+                    default_authority=desk.default_authority,
+                    procedure_codes=desk.procedure_codes,
                 ):
                     written.append(destination.name)
         except ReportError as error:

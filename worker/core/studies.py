@@ -120,24 +120,34 @@ def complete_quiet(session: Session, quiet_seconds: float, held: Collection[str]
 
 def complete(session: Session, study: Study) -> bool:
     """Receiving → complete, or failed when two patients' ids are mixed; says whether it is complete."""
-    identifiers = session.scalars(
+    found = session.scalars(
         sa.select(Instance.patient_identifier)
         .where(
             Instance.study_id == study.id, Instance.disposition == Disposition.KEPT, Instance.patient_identifier != ""
         )
         .distinct()
     ).all()
+    identifiers = _patients(found)
     if len(identifiers) > 1:
         _move(study, StudyStatus.FAILED)
         study.failed_stage = "receive"
         study.reason = (
             f"PatientMismatchError: the objects of this study carry the ids of {len(identifiers)} patients; "
-            "correct it in the PACS, delete it here and send it again"
+            "correct it in the PACS, run `mu2 study discard` and send it again"
         )
         return False
     _move(study, StudyStatus.COMPLETE)
     study.completed_at = study.status_at
     return True
+
+
+def _patients(identifiers: Iterable[str]) -> set[str]:
+    """The patients that `id^issuer` strings name; an id without issuer is the same id with one."""
+    issuers: dict[str, set[str]] = {}
+    for identifier in identifiers:
+        number, _, issuer = identifier.partition("^")
+        issuers.setdefault(number, set()).update({issuer} - {""})
+    return {f"{number}^{issuer}" for number, named in issuers.items() for issuer in named or {""}}
 
 
 def reopen(session: Session, study: Study) -> None:

@@ -15,7 +15,12 @@ import time
 from types import TracebackType
 from typing import NoReturn, Self
 
-from worker.core.errors import DeliveryRefusedError, DeliveryUnavailableError, SettingsError
+from worker.core.errors import (
+    DeliveryRefusedError,
+    DeliveryUnavailableError,
+    DeliveryUnreachableError,
+    SettingsError,
+)
 from worker.core.settings import Destination
 from worker.delivery import acknowledgement
 from worker.delivery.acknowledgement import Acknowledgement
@@ -214,7 +219,7 @@ def _connect(destination: Destination) -> socket.socket:
     try:
         connection = socket.create_connection((destination.host, destination.port), destination.connect_seconds)
     except OSError as error:
-        raise DeliveryUnavailableError(f"no connection to {where} ({_cause(error)})") from error
+        raise DeliveryUnreachableError(f"no connection to {where} ({_cause(error)})") from error
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_SECONDS)
@@ -227,7 +232,7 @@ def _connect(destination: Destination) -> socket.socket:
         return context.wrap_socket(connection, server_hostname=destination.host)
     except OSError as error:
         connection.close()
-        raise DeliveryUnavailableError(f"no TLS connection to {where} ({_cause(error)})") from error
+        raise DeliveryUnreachableError(f"no TLS connection to {where} ({_cause(error)})") from error
 
 
 def _tls_context(destination: Destination) -> ssl.SSLContext:

@@ -176,7 +176,7 @@ class _OruR01:
         }
 
     def _pid(self, patient: Patient) -> Values:
-        names = (patient.family_name, patient.given_name, patient.middle_name)
+        names = (patient.family_name, patient.given_name, patient.middle_name, patient.suffix, patient.prefix)
         return {
             1: "1",
             3: self._parts(patient.identifier, "", "", patient.authority, "MR"),

@@ -42,6 +42,7 @@ class Office:
             destinations=hl7_settings.destinations,
             render=hl7.write,
             default_authority=hl7_settings.assigning_authority,
+            procedure_codes=hl7_settings.procedure_codes,
             fresh_seconds=review.fresh_seconds,
             correction_minutes=review.correction_minutes,
         )
