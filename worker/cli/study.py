@@ -125,6 +125,34 @@ def requeue(
 
 
 @app.command()
+def discard(study: StudyArgument, yes: Yes = False, as_json: Json = False) -> None:
+    """Removes all that is here of one study, so that the PACS can send it again. Audited.
+
+    For two patients in one study, or a damaged object. Signed reports and instances under a storage commitment never go.
+    """
+    from worker.core import discard as removal
+    from worker.core import worklist
+
+    with opened() as (settings, database):
+        with database.read() as session:
+            study_id = worklist.find(session, study).id
+            found = removal.look(session, study_id)
+        ask(
+            f"Remove {found.instances} instances, {found.versions} unsigned report versions and {found.messages} messages "
+            f"of study {study_id} for good?",
+            yes,
+        )
+        gone = removal.run(database, settings.store_root, study_id, actor=actor())
+    if as_json:
+        print_json({"id": study_id, **_fields(gone)})
+    else:
+        print_facts({"id": study_id, **_fields(gone)})
+    note("Nothing is left of it here; have the PACS send it again.")
+    if gone.messages_sent:
+        note(f"{gone.messages_sent} messages about it had left before: tell the owners of their receivers.")
+
+
+@app.command()
 def export(
     study: StudyArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT.nii.gz", help="NIfTI file to write.")],

@@ -174,23 +174,32 @@ class _ReportRemoval:
         return removed
 
     def _deletions(self) -> list[sa.Delete]:
-        """Everything that hangs on the report, what points at something before what it points at."""
-        copies = sa.select(WorkingCopy.id).where(WorkingCopy.report_id == self.report_id)
-        copied = sa.select(WorkingSentence.id).where(WorkingSentence.copy_id.in_(copies))
-        return [
-            sa.delete(SentenceEdit).where(SentenceEdit.sentence_id.in_(copied)),
-            sa.delete(WorkingSentence).where(WorkingSentence.copy_id.in_(copies)),
-            sa.delete(WorkingCopy).where(WorkingCopy.report_id == self.report_id),
-            sa.delete(Communication).where(Communication.report_id == self.report_id),
-            sa.delete(EvidenceRequest).where(EvidenceRequest.version_id.in_(self._versions())),
-            sa.delete(Message).where(Message.version_id.in_(self._versions())),
-            sa.delete(Sentence).where(Sentence.version_id.in_(self._versions())),
-            sa.delete(ReportVersion).where(ReportVersion.report_id == self.report_id),
-            sa.delete(Report).where(Report.id == self.report_id),
-        ]
+        return report_deletions(self.report_id)
 
     def _versions(self) -> sa.Select[Any]:
-        return sa.select(ReportVersion.id).where(ReportVersion.report_id == self.report_id)
+        return _versions(self.report_id)
+
+
+def report_deletions(report_id: str) -> list[sa.Delete]:
+    """Everything that hangs on the report, what points at something before what it points at."""
+    versions = _versions(report_id)
+    copies = sa.select(WorkingCopy.id).where(WorkingCopy.report_id == report_id)
+    copied = sa.select(WorkingSentence.id).where(WorkingSentence.copy_id.in_(copies))
+    return [
+        sa.delete(SentenceEdit).where(SentenceEdit.sentence_id.in_(copied)),
+        sa.delete(WorkingSentence).where(WorkingSentence.copy_id.in_(copies)),
+        sa.delete(WorkingCopy).where(WorkingCopy.report_id == report_id),
+        sa.delete(Communication).where(Communication.report_id == report_id),
+        sa.delete(EvidenceRequest).where(EvidenceRequest.version_id.in_(versions)),
+        sa.delete(Message).where(Message.version_id.in_(versions)),
+        sa.delete(Sentence).where(Sentence.version_id.in_(versions)),
+        sa.delete(ReportVersion).where(ReportVersion.report_id == report_id),
+        sa.delete(Report).where(Report.id == report_id),
+    ]
+
+
+def _versions(report_id: str) -> sa.Select[Any]:
+    return sa.select(ReportVersion.id).where(ReportVersion.report_id == report_id)
 
 
 def _studies_over(session: Session, before: datetime) -> list[str]:
