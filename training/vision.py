@@ -267,9 +267,9 @@ class VisionTraining:
                 pixels, fractions = data.training_batch(min(POOL_CHUNKS, 4 * len(data.chunks)), rng)
                 patches, targets = patchify(pixels, self.patch).flatten(0, 1), fractions.flatten(0, 1)
                 holding = np.flatnonzero(positives(targets[:, ORGANS:])[0].any(dim=1).numpy())
-            drawn = rng.integers(len(patches), size=PATCH_BATCH)
+            drawn = rng.integers(len(patches), size=min(PATCH_BATCH, len(patches)))
             if len(holding):
-                drawn[: PATCH_BATCH // 4] = rng.choice(holding, PATCH_BATCH // 4)
+                drawn[: len(drawn) // 4] = rng.choice(holding, len(drawn) // 4)
             index = torch.from_numpy(drawn)
             logits = self.model.patchwise(patches[index], index % fractions.shape[1])
             loss = dense_loss(logits[None], targets[index][None])
