@@ -18,11 +18,10 @@ def main() -> int:
     try:
         current = settings.current()
         logs.configure("listener", current.log.level)
-        serve(current, stop, submit_study)
+        return 0 if serve(current, stop, submit_study) else 1
     except Mu2Error as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    return 0
 
 
 if __name__ == "__main__":

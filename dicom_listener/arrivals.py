@@ -5,6 +5,7 @@ an association that sent nothing for it within `open_association_limit_seconds` 
 arrival times, so a listener that was killed goes on where it stopped.
 """
 
+import itertools
 import re
 import threading
 import time
@@ -14,6 +15,7 @@ from datetime import UTC, date, datetime
 
 import sqlalchemy as sa
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_listener.attributes import Attributes
 from dicom_listener.metrics import Metrics
@@ -189,6 +191,10 @@ class Completer:
         if self._thread.is_alive():
             self._thread.join()
 
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def _run(self) -> None:
         tick = min(LONGEST_TICK_SECONDS, self._quiet_seconds / 4)
         while not self._stop.wait(tick):
@@ -196,6 +202,10 @@ class Completer:
                 self.complete_quiet()
             except DatabaseUnavailableError as error:
                 log.warning("completion_postponed", error=type(error).__name__)
+            except (
+                SQLAlchemyError
+            ) as error:  # the next round may go through: a schema on its way, a lost constraint race
+                log.error("completion_postponed", exc_info=error)
 
     def complete_quiet(self) -> list[str]:
         """Completes what is quiet now; returns the study ids. Raises `DatabaseUnavailableError`."""
@@ -215,25 +225,27 @@ def recover(store: Store, database: Database, ranking: Ranking, metrics: Metrics
     """Makes the rows of stored instances that have none; returns how many. Raises `DatabaseUnavailableError`.
 
     Looks through the folders that changed since the last recovery. It may run beside live arrivals: a row that both
-    make is made once, because both name the same path.
+    make is made once, because both name the same path. A row that the database refuses stops no other; the next
+    recovery looks at its file again.
     """
     began = time.time()
-    made = 0
-    group: list[str] = []
-    for name in store.stored_since(store.recovered_at()):
-        group.append(name)
-        if len(group) == RECOVERY_GROUP:
-            made += _recover_group(store, database, ranking, group)
-            group = []
-    made += _recover_group(store, database, ranking, group)
-    store.note_recovery(began)
+    made = refused = 0
+    names = store.stored_since(store.recovered_at())
+    while group := list(itertools.islice(names, RECOVERY_GROUP)):
+        found = _without_rows(store, database, ranking, group)
+        made_of_group, refused_of_group = _record(database, found)
+        made += made_of_group
+        refused += refused_of_group
+    if not refused:
+        store.note_recovery(began)
     if made:
         log.warning("rows_recovered", instances=made)
         metrics.recovered.inc(made)
     return made
 
 
-def _recover_group(store: Store, database: Database, ranking: Ranking, names: list[str]) -> int:
+def _without_rows(store: Store, database: Database, ranking: Ranking, names: list[str]) -> list[Arrival]:
+    """The rows that files of these names should have and have not; what is torn is set aside."""
     with database.read() as session:
         known = set(session.scalars(sa.select(Instance.path).where(Instance.path.in_(names))))
     found = []
@@ -253,9 +265,21 @@ def _recover_group(store: Store, database: Database, ranking: Ranking, names: li
         store.settle(name)
         received_at = datetime.fromtimestamp(held.path.stat().st_mtime, UTC)
         found.append(arrival(held, said, name, "", ranking.rank(said, None), received_at))
+    return found
+
+
+def _record(database: Database, found: list[Arrival]) -> tuple[int, int]:
+    """Commits the rows together, or one by one when the database refuses one; how many were made and refused."""
     if not found:
-        return 0
-    return sum(not recorded.duplicate for recorded in arrivals.record(database, found))
+        return 0, 0
+    try:
+        return sum(not recorded.duplicate for recorded in arrivals.record(database, found)), 0
+    except SQLAlchemyError as error:
+        if len(found) == 1:
+            log.error("row_refused", exc_info=error)
+            return 0, 1
+    outcomes = [_record(database, [one]) for one in found]
+    return sum(made for made, _ in outcomes), sum(refused for _, refused in outcomes)
 
 
 class Recovery:
@@ -280,6 +304,10 @@ class Recovery:
         if self._thread.is_alive():
             self._thread.join()
 
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def request(self) -> None:
         """Asks for another run, soon."""
         self._owed = True
@@ -301,7 +329,7 @@ class Recovery:
             except RetryableError as error:
                 log.warning("recovery_postponed", error=type(error).__name__)
                 self._wanted.set()
-            except OSError as error:
-                log.error("recovery_postponed", error=type(error).__name__)
+            except (OSError, SQLAlchemyError) as error:
+                log.error("recovery_postponed", exc_info=error)
                 self._wanted.set()
             self._stopping.wait(RECOVERY_RETRY_SECONDS)

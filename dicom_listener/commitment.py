@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, build_role
 from pynetdicom.dsutils import decode, encode
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from dicom_listener import attributes
@@ -109,6 +110,10 @@ class CommitmentService:
         if self._thread.is_alive():
             self._thread.join()
 
+    def is_alive(self) -> bool:
+        """Whether the thread runs, or need not because the service is off."""
+        return self._thread.is_alive() or not self._settings.storage_commitment
+
     def request(self, sender: Sender, command: Command, context: Context, data: bytes) -> Status:
         """Answers an N-ACTION-RQ; its report is then ready for `take_reports`."""
         if command.class_uid != COMMITMENT_CLASS or context.abstract_syntax != COMMITMENT_CLASS:
@@ -141,8 +146,8 @@ class CommitmentService:
         )
         try:
             report = self._database.run(lambda session: self._accept(session, row))
-        except DatabaseUnavailableError as error:
-            log.error("commitment_not_accepted", error=type(error).__name__)
+        except (DatabaseUnavailableError, SQLAlchemyError) as error:
+            log.error("commitment_not_accepted", exc_info=error)
             return Status.PROCESSING_FAILURE
         with self._lock:
             self._ready.setdefault(sender.association, []).append(report)
@@ -223,6 +228,8 @@ class CommitmentService:
                 self.deliver_due()
             except DatabaseUnavailableError as error:
                 log.warning("commitment_postponed", error=type(error).__name__)
+            except SQLAlchemyError as error:
+                log.error("commitment_postponed", exc_info=error)
 
     def deliver_due(self) -> None:
         """Reports what is due on new associations, each to its own peer. Raises `DatabaseUnavailableError`."""

@@ -42,6 +42,7 @@ log = structlog.get_logger(__name__)
 STATUS_SECONDS = 0.25
 START_SECONDS = 60.0
 RESTART_PAUSE_SECONDS = 0.5  # a process that dies at once must not be started in a tight loop
+ROWS_THREAD = "rows"  # one for each association; its end ends no other
 MESSAGE_BYTES = 200_000  # below the system's limit of one packet
 _GAUGE = "gauge"
 
@@ -111,6 +112,10 @@ class Pool:
                 receiver.process.kill()
                 receiver.process.wait()
 
+    def is_alive(self) -> bool:
+        """Whether the thread that watches over the processes runs."""
+        return self._thread.is_alive()
+
     def enter(self, connection: socket.socket, address: str) -> None:
         """Hands a connection to the process that serves the fewest."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -128,7 +133,7 @@ class Pool:
 
     def _serve_rows(self, channel: socket.socket) -> None:
         try:
-            threading.Thread(target=_serve_rows, args=(channel, self._rows()), name="rows", daemon=True).start()
+            threading.Thread(target=_serve_rows, args=(channel, self._rows()), name=ROWS_THREAD, daemon=True).start()
         except RuntimeError:  # the process hears the channel's end and answers "out of resources"
             channel.close()
             raise
@@ -305,6 +310,10 @@ def _receive(control: socket.socket, settings: Settings) -> None:
     database.close()
 
 
+def _on_thread_died(dead: threading.ExceptHookArgs) -> None:
+    log.critical("thread_died", exc_info=dead.exc_value)  # one association's; the log writes no text of an error
+
+
 def main(fd: int) -> None:
     """The receiving process as it is started: settings come first over the socket."""
     from dicom_listener.server import quieten_libraries  # the server imports this module
@@ -315,6 +324,7 @@ def main(fd: int) -> None:
     with socket.socket(fileno=fd) as control:
         settings = pickle.loads(control.recv(MESSAGE_BYTES))  # from the listener, which is this very program
         logs.configure("listener", settings.log.level)
+        threading.excepthook = _on_thread_died
         quieten_libraries()
         _receive(control, settings)
 

@@ -6,6 +6,7 @@ import time
 from socket import socket
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_listener.arrivals import Ranking
 from dicom_listener.association import Association, Ending
@@ -65,8 +66,8 @@ class Refusals:
                 ),
                 busy_seconds=AUDIT_BUSY_SECONDS,
             )
-        except DatabaseUnavailableError as error:
-            log.error("audit_unavailable", error=type(error).__name__)
+        except (DatabaseUnavailableError, SQLAlchemyError) as error:
+            log.error("audit_unavailable", exc_info=error)
 
 
 class Reception:

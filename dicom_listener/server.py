@@ -11,10 +11,11 @@ import pydicom.config
 import structlog
 
 from dicom_listener.arrivals import Completer, Holds, Ranking, Recovery, Submit
+from dicom_listener.association import Association
 from dicom_listener.committer import Committer, LocalRows
 from dicom_listener.door import Door, listen
 from dicom_listener.metrics import Metrics
-from dicom_listener.receivers import Pool
+from dicom_listener.receivers import ROWS_THREAD, Pool
 from dicom_listener.reception import Reception
 from worker.core.database import Database
 from worker.core.errors import DatabaseUnavailableError, SettingsError, StoreUnavailableError
@@ -42,6 +43,7 @@ class Listener:
             self._database, settings.dicom.quiet_seconds, self._holds.held, submit, self.metrics
         )
         self._door: Door | None = None
+        self._closing = False
         self._health: HealthServer | None = None
         self.port = 0
         self.metrics_port = 0
@@ -68,12 +70,13 @@ class Listener:
         self._door = Door(listening, enter, settings.artim_seconds, self.metrics)
         self._door.start()
         checks = {"database": self._database_answers, "store": self._store_has_room, "rows": self._recovery.done}
-        self._health = HealthServer(settings.host, settings.metrics_port, registry, checks)
+        self._health = HealthServer(settings.host, settings.metrics_port, registry, checks, self.is_alive)
         self.metrics_port = self._health.port
         log.info("listener_started", host=settings.host, port=self.port, tls=self._reception.tls is not None)
 
     def close(self) -> None:
         """Lets what is being received finish for a bounded time, answers it, aborts the rest, and ends every thread."""
+        self._closing = True
         if self._door is not None:
             self._door.close()
         if self._pool is not None:
@@ -84,6 +87,11 @@ class Listener:
             self._health.close()
         self._database.close()
         log.info("listener_stopped")
+
+    def is_alive(self) -> bool:
+        """Whether every thread runs without which this listener is of no use, or is being ended in order."""
+        parts = (self._door, self._pool, self._completer, self._recovery, self._reception.commitments)
+        return self._closing or all(part.is_alive() for part in parts if part is not None)
 
     def _enter(self, connection: socket, address: str) -> None:
         self._reception.enter(connection, address, self._rows())
@@ -112,17 +120,33 @@ class Listener:
 
 def serve(
     settings: Settings, stop: threading.Event, submit: Submit, ready: Callable[[Listener], None] | None = None
-) -> None:
-    """Runs the listener until `stop` is set; `ready` is called with it once its port is open."""
+) -> bool:
+    """Runs the listener until `stop` is set; `ready` is called with it once its port is open.
+
+    Returns false when it left because a thread died without which it is of no use: the supervisor starts another.
+    """
     quieten_libraries()
     listener = Listener(settings, submit)
+    died = threading.Event()
+
+    def on_thread_died(dead: threading.ExceptHookArgs) -> None:
+        log.critical("thread_died", exc_info=dead.exc_value)  # the log writes no text of an error
+        if not (isinstance(dead.thread, Association) or (dead.thread and dead.thread.name == ROWS_THREAD)):
+            died.set()
+            stop.set()
+
+    hook, threading.excepthook = threading.excepthook, on_thread_died
     try:
         listener.start()
         if ready is not None:
             ready(listener)
         stop.wait()
+        if died.is_set():
+            log.critical("listener_leaves")
     finally:
         listener.close()
+        threading.excepthook = hook
+    return not died.is_set()
 
 
 def quieten_libraries() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from pydicom.uid import generate_uid
+from sqlalchemy.exc import DataError, IntegrityError
 
 from dicom_listener import arrivals
 from dicom_listener.arrivals import Holds, Ranking, recover
@@ -176,6 +177,43 @@ def test_rows_are_recovered_while_the_listener_runs_once_the_database_is_back(
         outage.setattr("worker.core.recorder.Recorder.record", away)
         assert send(running.port, [ct()]) == [0xA700]
     eventually(lambda: len(running.sent.instances()) == 1)
+
+
+def test_database_error_of_one_round_does_not_end_completion(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[int] = []
+
+    def refuse(*_: Any) -> list[str]:
+        rounds.append(1)
+        raise IntegrityError("injected", None, ValueError())
+
+    running = start(quiet_seconds=0.2)
+    with monkeypatch.context() as fault:
+        fault.setattr("worker.core.studies.complete_quiet", refuse)
+        send(running.port, [ct()])
+        eventually(lambda: len(rounds) > 1)
+    eventually(lambda: running.submitted)
+
+
+def test_row_that_the_database_refuses_stops_no_other_recovery(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(running.port, [ct(), ct(), ct()])
+    bad = running.sent.instances()[1].sop_instance_uid
+    lose_rows(running)
+    record = arrivals.arrivals.record
+
+    def picky(database: Any, group: Any) -> Any:
+        if any(one.sop_instance_uid == bad for one in group):
+            raise DataError("injected", None, ValueError())
+        return record(database, group)
+
+    store = Store(running.sent.root, 0)
+    with monkeypatch.context() as fault:
+        fault.setattr("worker.core.arrivals.record", picky)
+        assert recover(store, running.sent.database, Ranking({}), Metrics()) == 2
+    assert recover(store, running.sent.database, Ranking({}), Metrics()) == 1
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,11 @@ import pytest
 import sqlalchemy as sa
 from pydicom.uid import generate_uid
 
+from dicom_listener import arrivals
+from dicom_listener.server import Listener, serve
 from dicom_listener.statuses import Status
 from tests.dicom_listener.process import ROOT, ListenerProcess, with_ports
-from tests.dicom_listener.sending import RawPeer, connect, ct, eventually, send
+from tests.dicom_listener.sending import RawPeer, connect, ct, echo, eventually, send
 from tests.dicom_listener.test_hostile_peers import store_command
 from worker.core.database import Database
 from worker.core.recorder import Recorder
@@ -180,6 +182,52 @@ def test_health_and_metrics_are_served_and_name_no_patient(begin: Callable[..., 
     assert listener.stop() == 0
     assert "CANARY" not in metrics + listener.log.read_text()
     assert "listener_stopped" in listener.log.read_text()
+
+
+@pytest.mark.parametrize("part", ["door", "completer", "recovery"])
+def test_listener_whose_thread_died_says_so_and_leaves_with_an_error(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    owner = {"door": "door.Door._expire", "completer": "arrivals.Completer.complete_quiet"}
+    alive: list[bool] = []
+
+    def break_it(listener: Listener) -> None:
+        if part == "recovery":
+            listener._recovery._work = broken
+            listener._recovery.request()
+        else:
+            monkeypatch.setattr(f"dicom_listener.{owner[part]}", broken)
+        eventually(lambda: not listener.is_alive())
+        address = f"http://127.0.0.1:{listener.metrics_port}/livez"
+        with pytest.raises(urllib.error.HTTPError) as answered:
+            urllib.request.urlopen(address, timeout=5)
+        alive.append(answered.value.code != 503)
+
+    monkeypatch.setattr(arrivals, "RECOVERY_RETRY_SECONDS", 0.05)
+    assert serve(settings(quiet_seconds=0.2), threading.Event(), lambda _: None, break_it) is False
+    assert alive == [False]
+
+
+def test_association_that_dies_ends_no_other(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    stop = threading.Event()
+
+    def break_one(listener: Listener) -> None:
+        with monkeypatch.context() as fault:
+            fault.setattr("dicom_listener.association.Association._negotiate", broken)
+            assert not echo(listener.port)
+        assert echo(listener.port)
+        assert listener.is_alive()
+        stop.set()
+
+    assert serve(settings(), stop, lambda _: None, break_one) is True
 
 
 def test_port_that_is_taken_is_a_clear_error(settings: Callable[..., Settings], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """/livez, /readyz and /metrics of one process, on a small HTTP port of its own.
 
-/livez says that the process answers; /readyz that its dependencies do; /metrics is Prometheus' text format.
+/livez says that the process answers and that the threads it cannot do without live; /readyz that its dependencies answer;
+/metrics is Prometheus' text format.
 """
 
 import json
@@ -17,8 +18,15 @@ REQUEST_SECONDS = 5.0
 class HealthServer:
     """Serves the three pages until `close`; port 0 takes a free one."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, checks: Mapping[str, Check]) -> None:
-        self._server = ThreadingHTTPServer((host, port), _handler(registry, checks))
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        checks: Mapping[str, Check],
+        alive: Check = lambda: True,
+    ) -> None:
+        self._server = ThreadingHTTPServer((host, port), _handler(registry, checks, alive))
         self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
@@ -31,14 +39,15 @@ class HealthServer:
         self._thread.join(timeout=REQUEST_SECONDS)
 
 
-def _handler(registry: CollectorRegistry, checks: Mapping[str, Check]) -> type[BaseHTTPRequestHandler]:
+def _handler(registry: CollectorRegistry, checks: Mapping[str, Check], alive: Check) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = REQUEST_SECONDS
 
         def do_GET(self) -> None:
             """Answers the three paths and 404 for all others."""
             if self.path == "/livez":
-                self._answer(200, "application/json", b'{"alive": true}')
+                lives = alive()
+                self._answer(200 if lives else 503, "application/json", json.dumps({"alive": lives}).encode())
             elif self.path == "/readyz":
                 results = {name: check() for name, check in checks.items()}
                 self._answer(200 if all(results.values()) else 503, "application/json", json.dumps(results).encode())
