@@ -1,10 +1,12 @@
 """`mu2 message` on a real outbox."""
 
+from datetime import timedelta
+
 import sqlalchemy as sa
 
 from tests.cli.conftest import Terminal
 from tests.core import builders
-from worker.core import outbox
+from worker.core import outbox, studies
 from worker.core.errors import DeliveryRefusedError, NotFoundError, StateError
 from worker.core.records import AuditEvent, Message, MessageState, ReportVersion
 from worker.results import hl7
@@ -74,3 +76,58 @@ def test_resend_of_a_message_on_its_way_is_refused(terminal: Terminal) -> None:
 
 def test_an_unknown_message_is_one_sentence(terminal: Terminal) -> None:
     assert isinstance(terminal.run("message", "show", "99").exception, NotFoundError)
+
+
+def parked_and_refused(terminal: Terminal) -> dict[str, int]:
+    """Three messages that need a person, by what they are."""
+    numbers = {}
+    for name, receiver, state in (
+        ("parked", "ris", MessageState.PARKED),
+        ("refused", "ris", MessageState.REFUSED),
+        ("elsewhere", "ehr", MessageState.PARKED),
+    ):
+        version_id = builders.drafted(terminal.database)
+        with terminal.database.write() as session:
+            version = session.get_one(ReportVersion, version_id)
+            row = outbox.enqueue(session, version, [builders.destination(receiver)], hl7.write)[0]
+            row.state = state
+            numbers[name] = row.id
+    return numbers
+
+
+def states(terminal: Terminal) -> dict[int, str]:
+    return {line["number"]: line["state"] for line in terminal.data("message", "list")}
+
+
+def test_resend_of_many_takes_the_chosen_ones_and_no_other(terminal: Terminal) -> None:
+    numbers = parked_and_refused(terminal)
+    resent = terminal.data("message", "resend", "--parked", "--destination", "ris", "--yes")
+    assert [line["number"] for line in resent] == [numbers["parked"]]
+    assert states(terminal) == {
+        numbers["parked"]: "pending",
+        numbers["refused"]: "refused",
+        numbers["elsewhere"]: "parked",
+    }
+    assert audited(terminal) == ["resend"]
+
+
+def test_resend_of_many_asks_and_by_dry_run_does_nothing(terminal: Terminal) -> None:
+    numbers = parked_and_refused(terminal)
+    before = states(terminal)
+    shown = terminal.data("message", "resend", "--parked", "--refused", "--dry-run")
+    assert {line["number"] for line in shown} == set(numbers.values())
+    assert terminal.run("message", "resend", "--parked", "--refused", answer="n\n").exit_code == 1
+    assert states(terminal) == before and audited(terminal) == []
+
+
+def test_resend_by_age_leaves_what_is_older(terminal: Terminal) -> None:
+    parked_and_refused(terminal)
+    with terminal.database.write() as session:
+        session.execute(sa.update(Message).values(created_at=studies.now() - timedelta(days=2)))
+    assert terminal.data("message", "resend", "--parked", "--since", "1d") == []
+    assert len(terminal.data("message", "resend", "--parked", "--since", "3d", "--yes")) == 2
+
+
+def test_resend_of_nothing_and_of_one_with_many_is_wrong_usage(terminal: Terminal) -> None:
+    assert terminal.run("message", "resend").exit_code == 2
+    assert terminal.run("message", "resend", "1", "--parked").exit_code == 2

@@ -4,9 +4,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from worker.cli.terminal import Json, actor, opened, print_facts, print_json, print_table
+from worker.cli.terminal import (
+    DryRun,
+    Json,
+    Yes,
+    actor,
+    ask,
+    note,
+    opened,
+    parse_since,
+    print_facts,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
+    from worker.core.database import Database
     from worker.core.records import Message
 
 app = typer.Typer(name="message", help="The outbox: what was sent where, and what was answered.", no_args_is_help=True)
@@ -77,22 +90,78 @@ def show(
 
 
 @app.command()
-def resend(number: Number, as_json: Json = False) -> None:
-    """Sends a parked or refused message again, the same bytes under the same control id. Audited."""
+def resend(
+    number: Annotated[int | None, typer.Argument(metavar="[NUMBER]", help="One message, by its number.")] = None,
+    parked: Annotated[bool, typer.Option("--parked", help="All that are out of retries.")] = False,
+    refused: Annotated[bool, typer.Option("--refused", help="All that a receiver refused.")] = False,
+    destination: Annotated[str | None, typer.Option(help="Of these, only this destination's.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Of these, written since: 90m, 12h, 3d ago, or a date or time.", metavar="WHEN")
+    ] = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Sends parked or refused messages again, the same bytes under the same control id: one, or many. Audited."""
+    if (number is not None) == (parked or refused) or (number is not None and (destination or since)):
+        raise typer.BadParameter(
+            "name one message, or choose many with --parked or --refused (and --destination, --since)"
+        )
+    with opened() as (_, database):
+        chosen = [number] if number is not None else _chosen(database, parked, refused, destination, since)
+        if dry_run:
+            results = [{"number": one, "resent": False, "reason": ""} for one in chosen]
+        elif number is not None:
+            results = [_resend(database, number)]
+        else:
+            if len(chosen) > 1:
+                ask(f"Send {len(chosen)} messages again?", yes)
+            results = [_resend_if_possible(database, one) for one in chosen]
+    if as_json:
+        print_json(results[0] if number is not None else results)
+    elif number is not None and not dry_run:
+        print(f"Message {number} is due; a worker sends it to {results[0]['destination']} within seconds.")
+    else:
+        lines = [[line["number"], "yes" if line["resent"] else "no", line["reason"]] for line in results]
+        print_table(["number", "resent", "reason"], lines)
+    if dry_run:
+        note(f"{len(results)} would be sent again; nothing was done.")
+    elif not all(line["resent"] for line in results):
+        raise typer.Exit(1)
+
+
+def _chosen(database: "Database", parked: bool, refused: bool, destination: str | None, since: str | None) -> list[int]:
+    from worker.core import outbox_view
+    from worker.core.records import MessageState
+
+    states = [s for s, wanted in ((MessageState.PARKED, parked), (MessageState.REFUSED, refused)) if wanted]
+    with database.read() as session:
+        return outbox_view.to_resend(
+            session, states=states, destination=destination, since=parse_since(since) if since else None
+        )
+
+
+def _resend(database: "Database", number: int) -> dict[str, Any]:
+    """Makes one message due again; raises `NotFoundError` or `StateError`."""
     from worker.core import audit, outbox, outbox_view
 
     def change(session: Any) -> dict[str, Any]:
         row = outbox.resend(session, number)
         facts = outbox_view.facts(session, row)
         audit.append(session, "resend", actor=actor(), study_id=facts["study_id"], message=number)
-        return facts
+        return {**facts, "resent": True, "reason": ""}
 
-    with opened() as (_, database):
-        facts = database.run(change)
-    if as_json:
-        print_json(facts)
-    else:
-        print(f"Message {number} is due; a worker sends it to {facts['destination']} within seconds.")
+    return database.run(change)
+
+
+def _resend_if_possible(database: "Database", number: int) -> dict[str, Any]:
+    """The same for one of many: one that cannot be is reported and does not stop the others."""
+    from worker.core.errors import StateError
+
+    try:
+        return _resend(database, number)
+    except StateError as error:
+        return {"number": number, "resent": False, "reason": str(error)}
 
 
 def _state(text: str) -> Any:

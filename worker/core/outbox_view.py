@@ -1,6 +1,7 @@
 """Looking at the outbox: many messages without their content, one with all that is known of it."""
 
 from collections.abc import Collection
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,6 +21,18 @@ def many(
     if destination is not None:
         query = query.where(Message.destination == destination)
     return [_facts(row, study_id) for row, study_id in session.execute(query)]
+
+
+def to_resend(
+    session: Session, *, states: Collection[MessageState], destination: str | None = None, since: datetime | None = None
+) -> list[int]:
+    """Numbers of the messages in these states, in the order of sending; `since` bounds when they were written."""
+    query = sa.select(Message.id).where(Message.state.in_(states)).order_by(Message.id)
+    if destination is not None:
+        query = query.where(Message.destination == destination)
+    if since is not None:
+        query = query.where(Message.created_at >= since)
+    return list(session.scalars(query))
 
 
 def get(session: Session, number: int) -> Message:
