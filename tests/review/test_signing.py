@@ -341,10 +341,16 @@ class AnyOrder(RuleBasedStateMachine):
         proof = data.draw(st.sampled_from(self.proofs))
         self.attempt(act, role, revision=self.revision, authentication_id=proof)
 
-    @rule()
-    def judge_and_sign_rightly(self) -> None:
+    @rule(kind=st.sampled_from(["fresh", "stale", "of somebody else", "invented"]))
+    def judge_and_sign(self, kind: str) -> None:
         self.judge(Assessment.ACCEPTED)
-        self.attempt(signing.sign, Role.RADIOLOGIST, revision=self.revision, authentication_id=self.ward.proof())
+        proof = {
+            "fresh": self.ward.proof,
+            "stale": lambda: self.ward.proof(at=studies.now() - timedelta(seconds=500)),
+            "of somebody else": lambda: self.ward.proof(Role.ADMIN),
+            "invented": new_id,
+        }[kind]()
+        self.attempt(signing.sign, Role.RADIOLOGIST, revision=self.revision, authentication_id=proof)
 
     @rule(role=ANYBODY, data=st.data())
     def addend(self, role: Role, data: Any) -> None:
