@@ -6,8 +6,11 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/mu2
 WORKDIR /source
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-# The CPU build of torch spares 5 GB of CUDA libraries; the second installation finds it satisfied.
-RUN /opt/mu2/bin/pip install -c constraints.txt --index-url https://download.pytorch.org/whl/cpu torch
+# The CPU build of torch spares 5 GB of CUDA libraries. TORCH_INDEX is the address of PyTorch's own index of CPU wheels, as its
+# installation page gives it; it holds torch, and not every version of what torch needs: those come with the next
+# installation, which finds torch satisfied. Without the argument torch comes from the usual index, CUDA included.
+ARG TORCH_INDEX
+RUN if [ -n "$TORCH_INDEX" ]; then /opt/mu2/bin/pip install -c constraints.txt --no-deps --index-url "$TORCH_INDEX" torch; fi
 COPY worker worker
 COPY dicom_listener dicom_listener
 COPY mu2_model mu2_model

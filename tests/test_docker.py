@@ -198,3 +198,27 @@ def test_instances_lie_in_one_volume_that_listener_and_workers_share(
         dockerfile = (ROOT / OURS[name]["build"]["dockerfile"]).read_text()
         assert "store:/srv/mu2/store" in OURS[name]["volumes"]
         assert "MU2_STORE__URL=/srv/mu2/store" in dockerfile
+
+
+def test_retention_runs_each_day_on_the_store_and_ends_when_a_run_fails(tmp_path: Path) -> None:
+    service = OURS["retention"]
+    assert "store:/srv/mu2/store" in service["volumes"]
+    shell, flag, loop = service["command"]
+    for program, works in (("mu2", "test $(wc -l < ../said) -lt 6"), ("sleep", "true")):
+        script = tmp_path / "bin" / program
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f'#!/bin/sh\ncd "$(dirname "$0")"\necho {program} "$@" >> ../said\n{works}\n')
+        script.chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    subprocess.run(
+        [shell, flag, loop.replace("/tmp/ran", str(tmp_path / "ran"))], env={"PATH": path}, check=True, timeout=20
+    )
+    said = (tmp_path / "said").read_text().splitlines()
+    assert said == ["mu2 retention run --yes", "sleep 86400"] * 3 + ["mu2 retention run --yes"]
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
+def test_no_dockerfile_takes_the_packages_around_torch_from_the_index_of_torch(path: Path) -> None:
+    runs = [argument for word, argument in instructions(path) if word == "RUN" and "index-url" in argument]
+    assert all("--no-deps" in argument and "://" not in argument for argument in runs)

@@ -1,5 +1,6 @@
 """What the documents tell people to type and to watch exists."""
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import typer.main
 
 from dicom_listener.metrics import Metrics as ListenerMetrics
+from dicom_listener.statuses import Status
 from tests.settings_table import settings_of
 from worker.cli import app
 from worker.core.settings import Settings
@@ -57,3 +59,23 @@ def test_every_metric_that_operations_alert_on_exists() -> None:
     }
     named = set(re.findall(r"`(mu2_[a-z_]+)", (ROOT / "docs" / "operations.md").read_text()))
     assert named and named <= exported
+
+
+def strings(*path: str) -> set[str]:
+    """The string constants of a module: an outcome that is counted stands among them."""
+    tree = ast.parse(ROOT.joinpath(*path).read_text())
+    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def test_every_label_that_operations_alert_on_has_such_values() -> None:
+    written = {
+        ("mu2_messages_total", "outcome"): strings("worker", "senders.py"),
+        ("mu2_stage_outcomes_total", "outcome"): strings("worker", "tasks.py"),
+        ("mu2_dicom_instances_total", "status"): {status.name.lower() for status in Status},
+    }
+    text = (ROOT / "docs" / "operations.md").read_text()
+    selectors = re.findall(r'(mu2_[a-z_]+)\{(\w+)(=~|!~|!=|=)"([^"]+)"\}', text)
+    assert len(selectors) == text.count("{outcome") + text.count("{status") > 0
+    for metric, label, _, values in selectors:
+        named = set(re.split(r"\\?\|", values))  # a table cell hides its bar behind a backslash
+        assert named <= written[metric, label], f"{metric}: {named}"
