@@ -10,8 +10,9 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from typing import Self
 
 import sqlalchemy as sa
 import structlog
@@ -19,12 +20,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_listener.attributes import Attributes
 from dicom_listener.metrics import Metrics
-from dicom_listener.storage import Held, Store, read_file
+from dicom_listener.part10 import Held, read_file
+from dicom_listener.storage import Store
 from worker.core import arrivals, studies
 from worker.core.arrivals import Arrival
 from worker.core.database import Database
 from worker.core.errors import DatabaseUnavailableError, InvalidObjectError, RetryableError
 from worker.core.records import Instance, Priority
+from worker.core.settings import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +47,13 @@ class Ranking:
     """How a study ranks: by who sends it, by what it asks for, by a word in its texts; the most urgent of them counts."""
 
     by_word: Mapping[str, str]  # word → stat, urgent or routine
+    by_sender: Mapping[str, str] = field(default_factory=dict)  # AE title → the same, where only the title is known
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The ranking that the settings ask for; of peers who share a title the first counts."""
+        peers = {p.ae_title.strip(): p.priority for p in reversed(settings.dicom.peers)}
+        return cls(settings.queue.priority_rules, {title: rank for title, rank in peers.items() if rank})
 
     def rank(self, attributes: Attributes, peer_priority: str | None) -> Priority:
         """The priority of a study that `attributes` describe."""
@@ -196,7 +206,12 @@ class Completer:
         return self._thread.is_alive()
 
     def _run(self) -> None:
-        tick = min(LONGEST_TICK_SECONDS, self._quiet_seconds / 4)
+        # A study's sender may have waited for this start: its quiet period begins no earlier.
+        if self._stop.wait(self._quiet_seconds):
+            return
+        self._complete_each(min(LONGEST_TICK_SECONDS, self._quiet_seconds / 4))
+
+    def _complete_each(self, tick: float) -> None:
         while not self._stop.wait(tick):
             try:
                 self.complete_quiet()
@@ -264,7 +279,9 @@ def _without_rows(store: Store, database: Database, ranking: Ranking, names: lis
             continue
         store.settle(name)
         received_at = datetime.fromtimestamp(held.path.stat().st_mtime, UTC)
-        found.append(arrival(held, said, name, "", ranking.rank(said, None), received_at))
+        sender = held.source_ae_title
+        priority = ranking.rank(said, ranking.by_sender.get(sender))
+        found.append(arrival(held, said, name, sender, priority, received_at))
     return found
 
 

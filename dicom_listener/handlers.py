@@ -16,13 +16,14 @@ from dicom_listener.metrics import Metrics
 from dicom_listener.negotiation import Context
 from dicom_listener.statuses import Status
 from dicom_listener.storage import Incoming, Store
-from worker.core.arrivals import Recorded
-from worker.core.errors import InvalidObjectError, RetryableError
+from worker.core.arrivals import Arrival, Recorded
+from worker.core.errors import InvalidObjectError, RetryableError, StoreUnavailableError
 from worker.core.records import Disposition
 from worker.core.settings import Peer
 
 log = structlog.get_logger(__name__)
 
+MOST_REPLACEMENTS = 2  # retention passes a study once in a run
 MOST_ACTION_BYTES = 4 << 20  # 40,000 references
 
 
@@ -150,7 +151,10 @@ class StoreSink:
 
     def _open(self) -> None:
         self._incoming = self._services.store.receive(
-            self._command.class_uid, self._command.instance_uid, self._context.transfer_syntax
+            self._command.class_uid,
+            self._command.instance_uid,
+            self._context.transfer_syntax,
+            self._sender.calling_ae_title,
         )
 
     def _guarded(self, step: Callable[..., None], *arguments: memoryview) -> None:
@@ -184,10 +188,24 @@ class StoreSink:
         name = services.store.name(held, said.study_uid, said.sop_instance_uid)
         priority = services.ranking.rank(said, self._sender.peer.priority if self._sender.peer else None)
         row = arrival(held, said, name, self._sender.calling_ae_title, priority, datetime.now(UTC))
-        incoming.place(name)
+        recorded = self._keep(incoming, name, row)
+        incoming.discard()
         self._incoming = None
-        recorded = self._sender.rows.commit(row)
         self._note(recorded, held.size_bytes)
+
+    def _keep(self, incoming: Incoming, name: str, row: Arrival) -> Recorded:
+        """File, then row; once more when retention, on its way before the row's commit, took the file away again."""
+        incoming.place(name)
+        recorded = self._sender.rows.commit(row)
+        for _ in range(MOST_REPLACEMENTS):
+            if self._services.store.holds(name):
+                return recorded
+            log.warning("stored_file_gone", association_id=str(self._sender.association))
+            incoming.place(name)
+            self._sender.rows.commit(row)  # takes back what retention wrote into it meanwhile
+        if self._services.store.holds(name):
+            return recorded
+        raise StoreUnavailableError("a file is removed from the store as often as it is placed; look who does it")
 
     def _match(self, said: Attributes) -> None:
         """Refuses a data set that is not what its request announced."""

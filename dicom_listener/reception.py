@@ -78,7 +78,7 @@ class Reception:
         self.tls = tls_context(settings.dicom)
         self.store = Store(settings.store_root, settings.store.floor_bytes)
         self.commitments = CommitmentService(settings.dicom, self.store, database)
-        self.services = Services(self.store, Ranking(settings.queue.priority_rules), metrics)
+        self.services = Services(self.store, Ranking.of(settings), metrics)
         self._metrics = metrics
         self._refusals = Refusals(database, metrics)
         self._lock = threading.Lock()

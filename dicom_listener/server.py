@@ -37,7 +37,7 @@ class Listener:
         self._holds = Holds(settings.dicom.open_association_limit_seconds)
         self._numbers = itertools.count()
         self._pool = Pool(settings, self._rows, self._recover) if settings.dicom.processes > 1 else None
-        ranking = Ranking(settings.queue.priority_rules)
+        ranking = Ranking.of(settings)
         self._recovery = Recovery(self._reception.store, self._database, ranking, self.metrics)
         self._completer = Completer(
             self._database, settings.dicom.quiet_seconds, self._holds.held, submit, self.metrics
@@ -55,8 +55,8 @@ class Listener:
         if self._pool is not None:
             self._pool.start()
             registry = self._pool.merged(registry)
-        for part in (self._recovery, self._completer, self._reception.commitments):
-            part.start()
+        self._recovery.start()
+        self._reception.commitments.start()
         settings = self._settings.dicom
         try:
             listening = listen(settings.host, settings.port)
@@ -69,6 +69,7 @@ class Listener:
         enter = self._pool.enter if self._pool else self._enter
         self._door = Door(listening, enter, settings.artim_seconds, self.metrics)
         self._door.start()
+        self._completer.start()
         checks = {"database": self._database_answers, "store": self._store_has_room, "rows": self._recovery.done}
         self._health = HealthServer(settings.host, settings.metrics_port, registry, checks, self.is_alive)
         self.metrics_port = self._health.port

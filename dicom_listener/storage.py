@@ -19,20 +19,16 @@ import itertools
 import os
 import secrets
 import shutil
-import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from dicom_listener import attributes
-from dicom_listener.attributes import Attributes
-from dicom_listener.negotiation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from worker.core.errors import InvalidObjectError, StoreUnavailableError
+from dicom_listener.part10 import Held, file_meta, is_whole
+from worker.core.errors import StoreUnavailableError
 
-PREAMBLE = bytes(128) + b"DICM"
 FLOOR_CHECK_BYTES = 64 << 20  # the disk's floor is looked at again after each of these
 _INSTANCES = "instances"
 SLOW_SYNC_SECONDS = 0.001
@@ -40,57 +36,8 @@ SLOW_IN_A_ROW = 8  # fewer may be a busy processor
 PROBE_EVERY = 64  # so often the disk is asked again whether it is slow
 SYNC_THREADS = 16
 MOST_REMEMBERED_FOLDERS = 4_096
-_META_OFFSET = len(PREAMBLE) + 12  # behind (0002,0000), whose value is the length of the rest
 _MOST_PIECES = 512  # below the system's limit of buffers in one write
 _RECOVERY_MARGIN_SECONDS = 86_400.0
-_LONG_META = (b"OB", b"UN", b"OW", b"SQ", b"UT")
-
-
-def file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str) -> bytes:
-    """Preamble and File Meta Information (PS3.10 section 7.1), without the sender's AE title: equal bytes, equal files."""
-    body = b"".join(
-        (
-            struct.pack("<HH2sHI2s", 2, 1, b"OB", 0, 2, b"\0\1"),
-            _meta_element(0x0002, b"UI", sop_class_uid),
-            _meta_element(0x0003, b"UI", sop_instance_uid),
-            _meta_element(0x0010, b"UI", transfer_syntax),
-            _meta_element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
-            _meta_element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME),
-        )
-    )
-    return PREAMBLE + struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(body)) + body
-
-
-def _meta_element(element: int, vr: bytes, value: str) -> bytes:
-    raw = value.encode("ascii")
-    raw += (b"\0" if vr == b"UI" else b" ") * (len(raw) % 2)
-    return struct.pack("<HH2sH", 2, element, vr, len(raw)) + raw
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """One whole file, received or found in the store."""
-
-    path: Path
-    size_bytes: int  # of the file
-    offset: int  # of the data set in the file
-    sha256: str  # of the data set's bytes as received
-    head: bytes  # first bytes of the data set
-    transfer_syntax: str
-
-    def attributes(self) -> Attributes:
-        """What the data set says about itself; raises `InvalidObjectError` when it cannot be read."""
-        data_set_bytes = self.size_bytes - self.offset
-        found = attributes.read(self.head, self.transfer_syntax, whole=len(self.head) == data_set_bytes)
-        if found is not None:
-            return found
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            more = file.read(attributes.MORE_BYTES)
-        found = attributes.read(more, self.transfer_syntax, whole=len(more) == data_set_bytes)
-        if found is None:
-            raise InvalidObjectError("the data set names no series within its first 16 MiB")
-        return found
 
 
 class Incoming:
@@ -155,15 +102,14 @@ class Incoming:
         return Held(Path(self._path), self._size, self._offset, digest, head, self._transfer_syntax)
 
     def place(self, name: str) -> None:
-        """Gives the sealed file its name in the store and makes both durable."""
+        """Gives the sealed file its name in the store and makes both durable; it can be placed again until `discard`."""
         try:
             self._store.link(self._path, self._fd, name, self._digest.hexdigest())
         except OSError as error:
             raise _unavailable(error) from error
-        self.discard()
 
     def discard(self) -> None:
-        """Forgets the file if it was not placed; harmless when it was, or was discarded before."""
+        """Removes the incoming file; what was placed stays. Harmless the second time."""
         self._kept.clear()
         if self._fd >= 0:
             os.close(self._fd)
@@ -218,10 +164,12 @@ class Store:
         if status.f_bavail * status.f_frsize < self._floor_bytes:
             raise StoreUnavailableError("free disk is below MU2_STORE__FLOOR_BYTES; make room or lower the floor")
 
-    def receive(self, sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str) -> Incoming:
+    def receive(
+        self, sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str, calling_ae_title: str = ""
+    ) -> Incoming:
         """A new incoming file with its header written; raises `StoreUnavailableError`."""
         self.check_floor()
-        header = file_meta(sop_class_uid, sop_instance_uid, transfer_syntax)
+        header = file_meta(sop_class_uid, sop_instance_uid, transfer_syntax, calling_ae_title)
         return Incoming(self, f"{self._incoming}/{next(self._numbers)}.part", header, transfer_syntax)
 
     def name(self, held: Held, study_uid: str, sop_instance_uid: str) -> str:
@@ -261,9 +209,10 @@ class Store:
 
     def _keep_or_mend(self, path: str, fd: int, name: str, sha256: str) -> None:
         """The name is taken: by these very bytes, which stay, or by what a power cut left of them."""
-        if not _is_whole(self.root / name, sha256):
+        if not is_whole(self.root / name, sha256):
             os.fsync(fd)
-            os.rename(path, self.root / name)  # noqa: PTH104
+            os.link(path, f"{path}.whole")  # the incoming file keeps its own name: it may have to be placed again
+            os.rename(f"{path}.whole", self.root / name)  # noqa: PTH104
         self.settle(name)  # whoever placed it may not have come to its fsync yet
 
     def _sync(self, fd: int, folder: str) -> None:
@@ -292,6 +241,10 @@ class Store:
         folder = self.root / "torn"
         folder.mkdir(mode=0o750, exist_ok=True)
         (self.root / name).rename(folder / Path(name).name)
+
+    def holds(self, name: str) -> bool:
+        """Whether the file is in its place."""
+        return os.path.isfile(f"{self._prefix}{name}")  # noqa: PTH113
 
     def path(self, relative: str) -> Path:
         """The file of a row's path."""
@@ -335,50 +288,6 @@ class Store:
                 continue  # its process is alive
             finally:
                 os.close(fd)
-
-
-def read_file(path: Path) -> Held:
-    """A stored file as if it were just received; for the recovery of rows.
-
-    Raises `InvalidObjectError` when the file has not the form in which this store writes.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        start = file.read(_META_OFFSET)
-        if len(start) < _META_OFFSET or start[128:132] != b"DICM":
-            raise InvalidObjectError(f"{path.name} in the store is no DICOM file; move it away")
-        length = struct.unpack_from("<I", start, _META_OFFSET - 4)[0]
-        if length > 65_536:
-            raise InvalidObjectError(f"{path.name} in the store has a broken file header; move it away")
-        syntax = _meta_value(file.read(length), 0x0010)
-        head = file.read(attributes.HEAD_BYTES)
-        digest.update(head)
-        size = _META_OFFSET + length + len(head)
-        while block := file.read(1 << 20):
-            digest.update(block)
-            size += len(block)
-    return Held(path, size, _META_OFFSET + length, digest.hexdigest(), head, syntax)
-
-
-def _is_whole(path: Path, sha256: str) -> bool:
-    try:
-        return read_file(path).sha256 == sha256
-    except InvalidObjectError:
-        return False
-
-
-def _meta_value(meta: bytes, element: int) -> str:
-    position = 0
-    while position + 8 <= len(meta):
-        group, number, vr, length = struct.unpack_from("<HH2sH", meta, position)
-        position += 8
-        if vr in _LONG_META:
-            length = struct.unpack_from("<I", meta, position)[0]
-            position += 4
-        if (group, number) == (2, element):
-            return meta[position : position + length].rstrip(b"\0 ").decode("ascii", errors="replace")
-        position += length
-    raise InvalidObjectError("a file in the store names no transfer syntax; move it away")
 
 
 def _hash(text: str, digits: int) -> str:

@@ -17,7 +17,7 @@ from pynetdicom.association import Association
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 
-from dicom_listener import storage
+from dicom_listener import part10
 from worker.core.database import Database
 from worker.core.records import Instance, Study
 from worker.core.settings import Settings
@@ -115,7 +115,7 @@ def echo(port: int, **options: Any) -> bool:
 
 def data_set_bytes(path: Path) -> bytes:
     """The bytes behind the file header of a DICOM file, wherever it came from."""
-    held = storage.read_file(path)
+    held = part10.read_file(path)
     return path.read_bytes()[held.offset :]
 
 

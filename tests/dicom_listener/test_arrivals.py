@@ -17,8 +17,10 @@ from dicom_listener.metrics import Metrics
 from dicom_listener.storage import Store
 from tests.dicom_listener.conftest import Running
 from tests.dicom_listener.sending import connect, ct, eventually, send
+from worker.core import arrivals as core_arrivals
 from worker.core.errors import BrokerUnavailableError, DatabaseUnavailableError
-from worker.core.records import Instance, Series, Study, StudyStatus
+from worker.core.records import Instance, Priority, Series, Study, StudyStatus
+from worker.core.settings import Peer
 
 
 def test_study_is_submitted_once_after_its_quiet_period(start: Callable[..., Running]) -> None:
@@ -121,6 +123,20 @@ def test_study_of_a_killed_listener_is_completed_by_the_next(start: Callable[...
     eventually(lambda: second.submitted)
 
 
+def test_study_interrupted_by_a_restart_is_completed_once_it_is_whole(start: Callable[..., Running]) -> None:
+    first = start(quiet_seconds=60)
+    study = generate_uid()
+    send(first.port, [ct(study)])
+    first.stop()
+    time.sleep(1.0)
+    second = start(quiet_seconds=1.0)
+    time.sleep(0.6)
+    send(second.port, [ct(study)])
+    eventually(lambda: second.submitted)
+    (row,) = second.sent.studies()
+    assert (row.revision, len(second.sent.instances())) == (1, 2)
+
+
 def lose_rows(running: Running) -> None:
     with running.sent.database.write() as session:
         for table in (Instance, Series, Study):
@@ -128,17 +144,18 @@ def lose_rows(running: Running) -> None:
 
 
 def test_rows_that_were_lost_are_made_again_at_the_next_start(start: Callable[..., Running]) -> None:
-    first = start()
+    first = start(peers=(Peer(ae_title="PACS", priority="stat"),))
     image = ct(IssuerOfPatientID="SITE")
     send(first.port, [image, ct(image.StudyInstanceUID, SOPInstanceUID=image.SOPInstanceUID)])
     before = {(i.sop_instance_uid, i.path, i.sha256, i.disposition) for i in first.sent.instances()}
     first.stop()
     lose_rows(first)
-    second = start(quiet_seconds=0.3)
+    second = start(quiet_seconds=0.3, peers=(Peer(ae_title="PACS", priority="stat"),))
     eventually(lambda: second.submitted)
     assert {(i.sop_instance_uid, i.path, i.sha256, i.disposition) for i in second.sent.instances()} == before
     (study,) = second.sent.studies()
     assert (study.patient_name, study.patient_authority) == ("DOE^JANE", "SITE")
+    assert (study.calling_ae, study.priority) == ("PACS", Priority.STAT)
     assert second.sent.counted("mu2_dicom_recovered_instances_total") == 2
 
 
@@ -202,7 +219,7 @@ def test_row_that_the_database_refuses_stops_no_other_recovery(
     send(running.port, [ct(), ct(), ct()])
     bad = running.sent.instances()[1].sop_instance_uid
     lose_rows(running)
-    record = arrivals.arrivals.record
+    record = core_arrivals.record
 
     def picky(database: Any, group: Any) -> Any:
         if any(one.sop_instance_uid == bad for one in group):

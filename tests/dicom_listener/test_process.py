@@ -196,7 +196,7 @@ def test_listener_whose_thread_died_says_so_and_leaves_with_an_error(
 
     def break_it(listener: Listener) -> None:
         if part == "recovery":
-            listener._recovery._work = broken
+            monkeypatch.setattr(listener._recovery, "_work", broken)
             listener._recovery.request()
         else:
             monkeypatch.setattr(f"dicom_listener.{owner[part]}", broken)

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from pydicom import dcmread
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from dicom_listener import storage
+from dicom_listener import part10, storage
+from dicom_listener.committer import LocalRows
 from dicom_listener.statuses import Status
 from dicom_listener.storage import Incoming, Store
 from tests.dicom_listener.conftest import Running
 from tests.dicom_listener.sending import ct, echo, send
+from worker.core.arrivals import Arrival, Recorded
 from worker.core.errors import InvalidObjectError, StoreUnavailableError
+from worker.core.records import Instance
 from worker.core.settings import StoreSettings
 
 
@@ -52,14 +56,16 @@ def place(store: Store, content: bytes, study: str = "1.2", instance: str = "1.2
     incoming = receive(store, content, instance)
     name = store.name(incoming.seal(), study, instance)
     incoming.place(name)
+    incoming.discard()
     return store.path(name)
 
 
 def test_file_header_is_valid_and_names_what_was_sent(tmp_path: Path) -> None:
     path = tmp_path / "file.dcm"
-    path.write_bytes(storage.file_meta(CTImageStorage, "1.2.3.45", ExplicitVRLittleEndian))
+    path.write_bytes(part10.file_meta(CTImageStorage, "1.2.3.45", ExplicitVRLittleEndian, "ER_CT"))
     meta = dcmread(path).file_meta
     assert (meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID) == (CTImageStorage, "1.2.3.45")
+    assert meta.SourceApplicationEntityTitle == "ER_CT"
     assert meta.FileMetaInformationGroupLength == path.stat().st_size - 144
 
 
@@ -90,7 +96,7 @@ def test_stored_file_is_read_back_as_it_was_received(store: Store) -> None:
     incoming = receive(store, b"content" * 5000)
     held = incoming.seal()
     incoming.place(store.name(held, "1.2", "1.2.3"))
-    again = storage.read_file(store.path(store.name(held, "1.2", "1.2.3")))
+    again = part10.read_file(store.path(store.name(held, "1.2", "1.2.3")))
     assert (again.sha256, again.size_bytes, again.offset) == (held.sha256, held.size_bytes, held.offset)
     assert (again.transfer_syntax, again.head) == (held.transfer_syntax, held.head)
 
@@ -109,7 +115,7 @@ def test_foreign_file_in_the_store_is_named_as_such(tmp_path: Path, content: byt
     path = tmp_path / "foreign.dcm"
     path.write_bytes(content)
     with pytest.raises(InvalidObjectError):
-        storage.read_file(path)
+        part10.read_file(path)
 
 
 def test_leftovers_of_dead_processes_are_swept_and_those_of_living_ones_are_not(store: Store) -> None:
@@ -159,6 +165,33 @@ def test_write_that_the_disk_takes_in_parts_is_finished(store: Store, monkeypatc
     whole_write = os.writev
     monkeypatch.setattr(os, "writev", lambda fd, parts: whole_write(fd, [memoryview(parts[0])[:3]]))
     assert place(store, b"0123456789" * 20).read_bytes().endswith(b"0123456789" * 20)
+
+
+@pytest.mark.parametrize("times", [1, 100], ids=["once", "always"])
+def test_file_that_goes_before_its_row_is_committed_is_placed_again_or_not_acknowledged(
+    running: Running, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    image = ct()
+    assert send(running.port, [image]) == [Status.SUCCESS]
+    (path,) = running.sent.files()
+    commit = LocalRows.commit
+    left = [times]
+
+    def after_retention(self: LocalRows, arrival: Arrival) -> Recorded:
+        left[0] -= 1
+        if left[0] >= 0:
+            path.unlink()
+            with running.sent.database.write() as session:
+                session.execute(sa.update(Instance).values(removed_at=arrival.received_at))
+        return commit(self, arrival)
+
+    with monkeypatch.context() as race:
+        race.setattr(LocalRows, "commit", after_retention)
+        assert send(running.port, [image]) == [Status.SUCCESS if times == 1 else Status.OUT_OF_RESOURCES]
+    assert path.is_file() == (times == 1)
+    assert not list((running.sent.root / "incoming").rglob("*.part"))
+    if times == 1:
+        assert running.sent.instances()[0].removed_at is None
 
 
 def test_disk_below_its_floor_refuses_with_its_status_and_echo_still_answers(start: Callable[..., Running]) -> None:
