@@ -187,7 +187,8 @@ def _store_draft(session: Session, means: Means, claim: Claim, draft: reports.Dr
     if held is None:
         return outbox.due_destinations(session)
     version = reports.add_draft(session, held, draft)
-    sent_to, unwritable = _write_messages(session, means, version)
+    withheld = _withheld(means.settings, draft)
+    sent_to, unwritable = ([], {}) if withheld else _write_messages(session, means, version)
     studies.mark_drafted(session, held, claim)
     audit.append(
         session,
@@ -201,8 +202,17 @@ def _store_draft(session: Session, means: Means, claim: Claim, draft: reports.Dr
         weights_sha256=draft.provenance.weights_sha256,
         messages=len(sent_to),
         unwritable=unwritable,
+        withheld=withheld,
     )
     return sent_to
+
+
+def _withheld(settings: Settings, draft: reports.Draft) -> str:
+    """Why this draft leaves for nobody: random weights say nothing about a patient. Empty when it may leave."""
+    if not draft.provenance.decoding.get("untrained") or settings.model.allow_untrained:
+        return ""
+    log.warning("draft_withheld", model=draft.provenance.model_name)
+    return "untrained model"
 
 
 def _write_messages(session: Session, means: Means, version: ReportVersion) -> tuple[list[str], dict[str, str]]:

@@ -108,6 +108,17 @@ def test_a_listener_that_is_down_fails(config: Settings) -> None:
     assert found(peers.listener(config), "listener").outcome is Outcome.FAIL
 
 
+@pytest.mark.parametrize(
+    ("allowed", "outcome", "word"), [(False, Outcome.WARN, "nobody"), (True, Outcome.FAIL, "leave")]
+)
+def test_random_weights_are_named_and_fail_where_their_drafts_leave(
+    config: Settings, allowed: bool, outcome: Outcome, word: str
+) -> None:
+    chosen = config.model.model_copy(update={"reporter": "mu2", "allow_untrained": allowed})
+    check = next(work.model(config.model_copy(update={"model": chosen})))
+    assert check.outcome is outcome and word in check.finding and "MU2_MODEL__PATH" in check.advice
+
+
 def test_a_checkpoint_that_is_not_there_fails(config: Settings, tmp_path: Path) -> None:
     chosen = config.model.model_copy(update={"reporter": "mu2", "path": tmp_path})
     check = next(work.model(config.model_copy(update={"model": chosen})))

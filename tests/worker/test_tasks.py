@@ -14,7 +14,16 @@ from tests.worker.hospital_site import Site, slice_dataset, wait_for
 from worker import tasks
 from worker.core import studies
 from worker.core.errors import ModelBusyError, ModelError
-from worker.core.records import Attempt, AttemptOutcome, AuditEvent, Priority, ReportVersion, Stage, StudyStatus
+from worker.core.records import (
+    Attempt,
+    AttemptOutcome,
+    AuditEvent,
+    Message,
+    Priority,
+    ReportVersion,
+    Stage,
+    StudyStatus,
+)
 from worker.core.report import Provenance, Section, Sentence
 from worker.inference.reporter import CtVolume, Deadline, Drafted, Explained
 from worker.process import WorkerProcess
@@ -31,6 +40,7 @@ class ScriptedReporter:
     version: str = "1"
     weights_sha256: str = ""
     is_broken: bool = False
+    untrained: bool = False
 
     def draft(self, volumes: Sequence[CtVolume], deadline: Deadline) -> Drafted:
         self.entered.set()
@@ -41,7 +51,8 @@ class ScriptedReporter:
             while not step.wait(0.01):
                 deadline.check()
         self.drafted.append(volumes[0].hu.shape[0])
-        return Drafted((Sentence(Section.FINDINGS, "Nothing."),), Provenance("scripted", "1", "", ""))
+        decoding: dict[str, str | int | float | bool] = {"untrained": self.untrained}
+        return Drafted((Sentence(Section.FINDINGS, "Nothing."),), Provenance("scripted", "1", "", "", decoding))
 
     def explain(self, volumes: Sequence[CtVolume], deadline: Deadline) -> list[Explained]:
         raise ModelError("nothing to explain")
@@ -312,16 +323,41 @@ def test_doorbell_goes_home_when_every_slot_is_busy_and_its_study_is_drafted_all
     assert site.status(late) is StudyStatus.DRAFTED
 
 
+def send_drafts(worker: WorkerProcess, *, allow_untrained: bool = False) -> None:
+    """Gives the worker a receiver of drafts."""
+    settings = worker.settings
+    hl7 = settings.hl7.model_validate(
+        {"destinations": [{"name": "ris", "host": "127.0.0.1", "port": 9, "drafts": "R"}]}
+    )
+    model = settings.model.model_copy(update={"allow_untrained": allow_untrained})
+    worker.means = replace(worker.means, settings=settings.model_copy(update={"hl7": hl7, "model": model}))
+
+
+@pytest.mark.parametrize(("untrained", "allowed", "messages"), [(True, False, 0), (True, True, 1), (False, False, 1)])
+def test_draft_of_random_weights_is_stored_and_leaves_only_where_that_is_allowed(
+    site: Site,
+    worker_process: WorkerProcess,
+    reporter: ScriptedReporter,
+    untrained: bool,
+    allowed: bool,
+    messages: int,
+) -> None:
+    send_drafts(worker_process, allow_untrained=allowed)
+    reporter.untrained = untrained
+    study_id = site.add_study()
+    prepare(worker_process)
+    draft(worker_process)
+    assert site.status(study_id) is StudyStatus.DRAFTED
+    assert len(site.rows(ReportVersion)) == 1
+    assert len(site.rows(Message)) == messages
+    event = site.rows(AuditEvent, AuditEvent.action == "draft")[0]
+    assert event.detail["withheld"] == ("" if messages else "untrained model")
+
+
 def test_study_without_patient_id_is_drafted_though_no_message_can_be_written(
     site: Site, worker_process: WorkerProcess
 ) -> None:
-    settings = worker_process.settings
-    destination = {"name": "ris", "host": "127.0.0.1", "port": 9, "drafts": "R"}
-    hl7 = settings.hl7.model_validate({"destinations": [destination]})
-    means = worker_process.means
-    worker_process.means = type(means)(
-        means.database, settings.model_copy(update={"hl7": hl7}), means.metrics, means.worker, means.record
-    )
+    send_drafts(worker_process)
     study_id = site.add_study(patient_identifier="")
     prepare(worker_process)
     draft(worker_process)

@@ -136,7 +136,7 @@ class ModelSettings(_Group):
     reporter: Literal["mu2", "fake"] = Field(
         "mu2", description="`mu2` runs the model; `fake` writes canned text (tests)."
     )
-    path: Path | None = Field(None, description="Checkpoint folder; empty means the model that ships with the project.")
+    path: Path | None = Field(None, description="Checkpoint folder; empty means a tiny model with random weights.")
     allow_untrained: bool = Field(False, description="Send drafts of a model with random weights (demo and tests).")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

@@ -1,5 +1,6 @@
 """Who does the work: broker, workers, the model and the device it runs on."""
 
+import json
 import secrets
 import time
 from collections.abc import Iterator
@@ -121,8 +122,7 @@ def _device(chosen: ModelSettings) -> Check:
 
 def _checkpoint(chosen: ModelSettings) -> Check:
     if chosen.path is None:
-        advice = "set MU2_MODEL__PATH to a checkpoint before any use"
-        return warn("model", "no checkpoint is set: drafts come from random weights and say so", advice)
+        return _untrained(chosen, "no checkpoint is set")
     if not (chosen.path / "config.json").is_file():
         return fail(
             "model", f"{chosen.path} holds no checkpoint", "set MU2_MODEL__PATH to a folder of `mu2 model convert`"
@@ -131,9 +131,19 @@ def _checkpoint(chosen: ModelSettings) -> Check:
     from mu2_model.errors import CheckpointError
 
     try:
+        if json.loads((chosen.path / "config.json").read_text(encoding="utf-8")).get("untrained"):
+            return _untrained(chosen, f"{chosen.path.name} is untrained")
         return ok("model", f"{chosen.path.name}, weights {hash_weights(chosen.path)[:12]}")
-    except (CheckpointError, OSError) as error:
+    except (CheckpointError, OSError, ValueError) as error:
         return fail("model", f"{chosen.path} cannot be read ({type(error).__name__})", "copy the checkpoint again")
+
+
+def _untrained(chosen: ModelSettings, found: str) -> Check:
+    if chosen.allow_untrained:
+        advice = "unset MU2_MODEL__ALLOW_UNTRAINED and set MU2_MODEL__PATH to a trained checkpoint before any use"
+        return fail("model", f"{found}: drafts come from random weights, and leave", advice)
+    advice = "set MU2_MODEL__PATH to a trained checkpoint before any use"
+    return warn("model", f"{found}: drafts come from random weights, say so and are sent to nobody", advice)
 
 
 def _client(settings: Settings) -> Redis:

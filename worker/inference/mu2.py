@@ -53,6 +53,8 @@ class _Caught:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         if not isinstance(error, Exception):
             return False
+        if not isinstance(error, ModelBusyError | Mu2ModelError):
+            log.warning("model_raised", exc_info=error)  # says where, which the next line forgets
         self.error = error.with_traceback(None)  # whose frames would hold the memory of the failed run
         return True
 
