@@ -2,7 +2,8 @@
 
 A study is complete when nothing of it arrived for `quiet_seconds` and no open association that sent to it holds it back;
 an association that sent nothing for it within `open_association_limit_seconds` no longer does. The rows carry the
-arrival times, so a listener that was killed goes on where it stopped.
+arrival times, so a listener that was killed goes on where it stopped; what it finds then is quiet no sooner than
+`quiet_seconds` after its start, because senders waited for it.
 """
 
 import itertools
@@ -207,19 +208,14 @@ class Completer:
 
     def _run(self) -> None:
         # A study's sender may have waited for this start: its quiet period begins no earlier.
-        if self._stop.wait(self._quiet_seconds):
-            return
-        self._complete_each(min(LONGEST_TICK_SECONDS, self._quiet_seconds / 4))
-
-    def _complete_each(self, tick: float) -> None:
-        while not self._stop.wait(tick):
+        wait = self._quiet_seconds
+        while not self._stop.wait(wait):
+            wait = min(LONGEST_TICK_SECONDS, self._quiet_seconds / 4)
             try:
                 self.complete_quiet()
             except DatabaseUnavailableError as error:
                 log.warning("completion_postponed", error=type(error).__name__)
-            except (
-                SQLAlchemyError
-            ) as error:  # the next round may go through: a schema on its way, a lost constraint race
+            except SQLAlchemyError as error:  # the next round may go through
                 log.error("completion_postponed", exc_info=error)
 
     def complete_quiet(self) -> list[str]:

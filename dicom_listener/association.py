@@ -98,12 +98,20 @@ class Association(threading.Thread):
             ending = Ending.STOPPED if self._stopping else Ending.CONNECTION_LOST
             self._abort(AbortReason.NOT_SPECIFIED)
         finally:
+            try:
+                self._let_go()
+            finally:
+                self._house.ended(self, ending)
+
+    def _let_go(self) -> None:
+        try:
             if self._sink is not None:
                 self._sink.abandon()
-            self._connection.close()
-            self._rows.close()
-            self._house.commitments.unanswered(self._reports.values())
-            self._house.ended(self, ending)
+        except OSError as error:  # the next start sweeps it
+            log.error("incoming_file_left", association_id=str(self.number), exc_info=error)
+        self._connection.close()
+        self._rows.close()
+        self._house.commitments.unanswered(self._reports.values())
 
     def stop(self) -> None:
         """Lets the message that is under way finish, then ends the association."""
@@ -124,11 +132,12 @@ class Association(threading.Thread):
         settings = self._house.settings
         self._connection.settimeout(settings.artim_seconds)
         deadline = time.monotonic() + settings.artim_seconds
-        if self._house.tls is not None:
+        tls = self._house.tls is not None and not self._speaks_plainly()
+        if self._house.tls is not None and tls:
             self._handshake(self._house.tls)
         stream = self._stream = PduStream(self._connection, settings.artim_seconds)
         stream.deadline = deadline
-        outcome = self._negotiate(stream.request())
+        outcome = self._negotiate(stream.request(), tls=tls)
         stream.deadline = float("inf")
         if isinstance(outcome, Refused):
             self._house.refused(outcome, self.address)
@@ -142,6 +151,15 @@ class Association(threading.Thread):
         stream.send(outcome.reply)
         return self._receive(stream)
 
+    def _speaks_plainly(self) -> bool:
+        """Whether the first byte, which is there, is no TLS record's: such a peer is refused in words that it reads."""
+        try:
+            return self._connection.recv(1, socket.MSG_PEEK) == bytes([PduType.ASSOCIATE_RQ])
+        except TimeoutError as error:
+            raise PeerStalledError("nothing came in time") from error
+        except OSError as error:
+            raise PeerGoneError("the connection broke before its first byte") from error
+
     def _handshake(self, context: ssl.SSLContext) -> None:
         try:
             # In two steps, so that `cut` reaches the socket while the handshake waits.
@@ -153,9 +171,8 @@ class Association(threading.Thread):
         except OSError as error:  # SSLError among them
             raise PeerGoneError("TLS handshake failed") from error
 
-    def _negotiate(self, request: bytes) -> Accepted | Refused:
+    def _negotiate(self, request: bytes, *, tls: bool) -> Accepted | Refused:
         refuse = self._house.admit(self)
-        tls = self._house.tls is not None
         return negotiation.negotiate(request, self._house.settings, self.address, tls=tls, refuse=refuse)
 
     def _receive(self, stream: PduStream) -> Ending:

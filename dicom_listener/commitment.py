@@ -26,10 +26,11 @@ from dicom_listener.handlers import Sender
 from dicom_listener.negotiation import COMMITMENT_CLASS, Context
 from dicom_listener.statuses import Status
 from dicom_listener.storage import Store
+from dicom_listener.tls import client_context
 from worker.core.database import Database
-from worker.core.errors import DatabaseUnavailableError
-from worker.core.records import Commitment, CommitmentState, Disposition, Instance, new_id
-from worker.core.settings import DicomSettings
+from worker.core.errors import DatabaseUnavailableError, SettingsError
+from worker.core.records import Commitment, CommitmentState, Disposition, Instance, Study, new_id
+from worker.core.settings import DicomSettings, Peer
 
 log = structlog.get_logger(__name__)
 
@@ -189,13 +190,15 @@ class CommitmentService:
         return self._resolve(session, row)
 
     def _resolve(self, session: Session, row: Commitment) -> Report:
-        stored = self._stored(session, [instance for _, instance in row.items])
+        uids = sorted({instance for _, instance in row.items})
+        self._lock_studies(session, uids)
+        stored, disputed = self._stored(session, uids), self._disputed(session, uids)
         committed, failed = [], []
         for class_uid, instance_uid in row.items:
             found = stored.get(instance_uid)
             if found is None:
                 failed.append((class_uid, instance_uid, int(Status.NO_SUCH_OBJECT_INSTANCE)))
-            elif found[1] != class_uid:
+            elif found[1] != class_uid or instance_uid in disputed:
                 failed.append((class_uid, instance_uid, int(Status.CLASS_INSTANCE_CONFLICT)))
             else:
                 committed.append((class_uid, instance_uid))
@@ -207,6 +210,36 @@ class CommitmentService:
                 .values(committed_at=datetime.now(UTC))
             )
         return Report(row.id, row.transaction_uid, committed, failed)
+
+    def _lock_studies(self, session: Session, uids: Sequence[str]) -> None:
+        """Keeps retention, which locks a study while its files go, away until what is promised here is committed.
+
+        SQLite has no rows to lock: its writing transactions queue.
+        """
+        for start in range(0, len(uids), _CHUNK):
+            of_instances = sa.select(Instance.study_id).where(
+                Instance.sop_instance_uid.in_(uids[start : start + _CHUNK])
+            )
+            session.execute(
+                sa.select(Study.id)
+                .where(Study.id.in_(of_instances))
+                .order_by(Study.study_instance_uid)  # the order in which rows of arrivals lock them
+                .with_for_update()
+            )
+
+    def _disputed(self, session: Session, uids: Sequence[str]) -> set[str]:
+        """UIDs that came with two contents: which of them the sender would erase cannot be known, so neither is promised."""
+        found: set[str] = set()
+        for start in range(0, len(uids), _CHUNK):
+            found.update(
+                session.scalars(
+                    sa.select(Instance.sop_instance_uid).where(
+                        Instance.sop_instance_uid.in_(uids[start : start + _CHUNK]),
+                        Instance.disposition == Disposition.CONFLICT,
+                    )
+                )
+            )
+        return found
 
     def _stored(self, session: Session, uids: Sequence[str]) -> dict[str, tuple[str, str]]:
         """Row id and SOP class of each instance that is in the rows and, as a file, in the store."""
@@ -228,7 +261,7 @@ class CommitmentService:
                 self.deliver_due()
             except DatabaseUnavailableError as error:
                 log.warning("commitment_postponed", error=type(error).__name__)
-            except SQLAlchemyError as error:
+            except (SQLAlchemyError, SettingsError) as error:  # a certificate that went since the start
                 log.error("commitment_postponed", exc_info=error)
 
     def deliver_due(self) -> None:
@@ -240,27 +273,33 @@ class CommitmentService:
                 )
             ).all()
         for row in due:
-            port = next((p.port for p in self._settings.peers if p.ae_title == row.calling_ae and p.port), 0)
-            if not port:
+            peer = next((p for p in self._settings.peers if p.ae_title.strip() == row.calling_ae and p.port), None)
+            if peer is None:
                 log.warning(
                     "commitment_undeliverable", commitment_id=row.id, reason="the peer has no port in the settings"
                 )
                 self._finish(row.id, CommitmentState.FAILED)
                 continue
             report = self._database.run(lambda session, row=row: self._resolve(session, row))  # type: ignore[misc]
-            if self._call(row, port, report):
+            if self._call(row, peer, report):
                 self._finish(row.id, CommitmentState.REPORTED)
             else:
                 self._postpone(row)
 
-    def _call(self, row: Commitment, port: int, report: Report) -> bool:
+    def _call(self, row: Commitment, peer: Peer, report: Report) -> bool:
         """One new association to the peer, as SCU in the role of the service's SCP."""
         entity = AE(ae_title=self._settings.ae_title)
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self._settings.artim_seconds
         entity.connection_timeout = self._settings.artim_seconds
         entity.add_requested_context(COMMITMENT_CLASS)
         roles = [build_role(COMMITMENT_CLASS, scp_role=True)]
-        association = entity.associate(row.address, port, ae_title=row.calling_ae, ext_neg=roles)  # type: ignore[arg-type]
+        association = entity.associate(
+            row.address,
+            peer.port,
+            ae_title=row.calling_ae,
+            ext_neg=roles,  # type: ignore[arg-type]
+            tls_args=(client_context(self._settings), row.address) if peer.tls else None,
+        )
         if not association.is_established:
             return False
         try:

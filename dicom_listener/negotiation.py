@@ -56,6 +56,7 @@ _DECODER_ERRORS = (
     NotImplementedError,
     struct.error,
 )
+_CALLED, _CALLING = slice(10, 26), slice(26, 42)  # of an A-ASSOCIATE-RQ with its header (PS3.8 table 9-11)
 _LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 
 
@@ -65,7 +66,7 @@ class Refusal(StrEnum):
     CALLED_AE_TITLE = "called AE title is not ours"
     CALLING_AE_TITLE = "calling AE title is not a configured peer"
     ADDRESS = "the peer's address is not the configured one"
-    TLS_REQUIRED = "the peer must connect by TLS"
+    TLS_REQUIRED = "the port speaks TLS and the peer does not"
     APPLICATION_CONTEXT = "application context is not DICOM"
     TOO_MANY = "all associations are in use"
     STOPPING = "the listener is stopping"
@@ -118,9 +119,9 @@ def negotiate(
 
     Raises `ProtocolError` when the bytes are no A-ASSOCIATE-RQ.
     """
-    wanted = _decode(request)
-    calling = wanted.calling_ae_title.strip()
-    reason, peer = _admit(wanted, settings, address, tls=tls)
+    called, calling = (_title(request[field]) for field in (_CALLED, _CALLING))
+    wanted = _decode(_with_titles(request, called, calling))
+    reason, peer = _admit(wanted, called, calling, settings, address, tls=tls)
     reason = reason or refuse
     if reason:
         return Refused(_printable(calling), reason, _reject(reason))
@@ -136,8 +137,26 @@ def negotiate(
     if 0 < (peer_max or 0) < 128:
         raise ProtocolError("peer's maximum PDU length leaves no room for a response", AbortReason.INVALID_PARAMETER)
     return Accepted(
-        _printable(calling), peer, contexts, peer_max or 0, _accept(wanted, results, settings.max_pdu_bytes)
+        calling if peer else _printable(calling),
+        peer,
+        contexts,
+        peer_max or 0,
+        _accept(wanted, results, settings.max_pdu_bytes),
     )
+
+
+def _title(field: bytes) -> str:
+    """An AE title without its padding, which is NUL with some senders; what no title may hold becomes `?`."""
+    text = field.rstrip(b"\0 ").decode("latin-1").strip()
+    return re.sub(r"[^ -\[\]-~]", "?", text)
+
+
+def _with_titles(request: bytes, called: str, calling: str) -> bytes:
+    """The request with titles that pynetdicom decodes; it raises on others, and a refusal with its reason says more."""
+    if len(request) < _CALLING.stop:
+        return request
+    titles = (called or "?").ljust(16) + (calling or "?").ljust(16)
+    return request[: _CALLED.start] + titles.encode("ascii") + request[_CALLING.stop :]
 
 
 def _decode(request: bytes) -> A_ASSOCIATE:
@@ -155,24 +174,24 @@ def _decode(request: bytes) -> A_ASSOCIATE:
 
 
 def _admit(
-    wanted: A_ASSOCIATE, settings: DicomSettings, address: str, *, tls: bool
+    wanted: A_ASSOCIATE, called: str, calling: str, settings: DicomSettings, address: str, *, tls: bool
 ) -> tuple[Refusal | None, Peer | None]:
     """The reason to refuse, or None and the configured peer that calls."""
     if wanted.application_context_name != APPLICATION_CONTEXT:
         return Refusal.APPLICATION_CONTEXT, None
-    if wanted.called_ae_title.strip() != settings.ae_title.strip():
+    if settings.tls_certificate is not None and not tls:
+        return Refusal.TLS_REQUIRED, None
+    if called != settings.ae_title.strip():
         return Refusal.CALLED_AE_TITLE, None
-    named = [p for p in settings.peers if p.ae_title.strip() == wanted.calling_ae_title.strip()]
+    if not calling:
+        return Refusal.CALLING_AE_TITLE, None
+    named = [p for p in settings.peers if p.ae_title.strip() == calling]
     if not named:
         if settings.any_peer or (not settings.peers and _inside(address, _LOOPBACK)):
             return None, None
         return (Refusal.CALLING_AE_TITLE if settings.peers else Refusal.ADDRESS), None
     peer = next((p for p in named if not p.address or _inside(address, [_network(p.address)])), None)
-    if peer is None:
-        return Refusal.ADDRESS, None
-    if peer.tls and not tls:
-        return Refusal.TLS_REQUIRED, None
-    return None, peer
+    return (None, peer) if peer else (Refusal.ADDRESS, None)
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:

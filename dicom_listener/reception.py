@@ -1,6 +1,5 @@
 """All associations of one process: their limits, their parts, their end. A listener has one, a receiving process too."""
 
-import ssl
 import threading
 import time
 from socket import socket
@@ -17,9 +16,10 @@ from dicom_listener.handlers import Services
 from dicom_listener.metrics import Metrics
 from dicom_listener.negotiation import Refusal, Refused
 from dicom_listener.storage import Store
+from dicom_listener.tls import server_context
 from worker.core import audit
 from worker.core.database import Database
-from worker.core.errors import DatabaseUnavailableError, SettingsError
+from worker.core.errors import DatabaseUnavailableError
 from worker.core.settings import DicomSettings, Settings
 
 log = structlog.get_logger(__name__)
@@ -75,7 +75,7 @@ class Reception:
 
     def __init__(self, settings: Settings, database: Database, metrics: Metrics) -> None:
         self.settings: DicomSettings = settings.dicom
-        self.tls = tls_context(settings.dicom)
+        self.tls = server_context(settings.dicom)
         self.store = Store(settings.store_root, settings.store.floor_bytes)
         self.commitments = CommitmentService(settings.dicom, self.store, database)
         self.services = Services(self.store, Ranking.of(settings), metrics)
@@ -162,21 +162,3 @@ class Reception:
     def _open(self) -> list[Association]:
         with self._lock:
             return list(self._associations.values())
-
-
-def tls_context(settings: DicomSettings) -> ssl.SSLContext | None:
-    """The server's TLS context, or None when no certificate is set."""
-    if settings.tls_certificate is None:
-        if settings.tls_key or settings.tls_ca or any(peer.tls for peer in settings.peers):
-            raise SettingsError("TLS is asked for without MU2_DICOM__TLS_CERTIFICATE; set it and MU2_DICOM__TLS_KEY")
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
-        if settings.tls_ca is not None:
-            context.load_verify_locations(settings.tls_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as error:
-        raise SettingsError(f"a TLS file cannot be read ({type(error).__name__}); look at MU2_DICOM__TLS_*") from error
-    return context

@@ -19,7 +19,7 @@ class Status(IntEnum):
     NO_SUCH_ARGUMENT = 0x0114  # N-ACTION without the references it must carry
     INVALID_SOP_INSTANCE = 0x0117  # the SOP Instance UID of the request is no UID; nothing was written
     NO_SUCH_SOP_CLASS = 0x0118  # N-ACTION on another class than Storage Commitment Push Model
-    CLASS_INSTANCE_CONFLICT = 0x0119  # storage commitment: the stored instance is of another class
+    CLASS_INSTANCE_CONFLICT = 0x0119  # storage commitment: stored with another class, or with two contents
     SOP_CLASS_NOT_SUPPORTED = 0x0122  # the request's class is not the one its presentation context was accepted for
     NO_SUCH_ACTION = 0x0123  # N-ACTION of another type than "request storage commitment"
     UNRECOGNIZED_OPERATION = 0x0211  # a DIMSE service that this listener does not offer

@@ -3,10 +3,12 @@
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from dicom_listener.server import Listener, quieten_libraries
 from tests.dicom_listener.sending import Sent
@@ -85,3 +87,34 @@ def real_series(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     with tarfile.open(shared_data / "ct" / "series" / "ge_head_tilt_gap_28.tar.xz") as archive:
         archive.extractall(folder, filter="data")
     return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Files of a CA, of the listener and of a client."""
+
+    ca: Path
+    server: Path
+    server_key: Path
+    client: Path
+    client_key: Path
+
+    @property
+    def settings(self) -> dict[str, Path]:
+        return {"tls_certificate": self.server, "tls_key": self.server_key}
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    folder = tmp_path_factory.mktemp("certificates")
+    authority = trustme.CA()
+    made = Certificates(*(folder / name for name in ("ca.pem", "server.pem", "server.key", "client.pem", "client.key")))
+    authority.cert_pem.write_to_path(made.ca)
+    for certificate, chain, key in (
+        (authority.issue_cert("127.0.0.1", "localhost"), made.server, made.server_key),
+        (authority.issue_cert("pacs.hospital"), made.client, made.client_key),
+    ):
+        certificate.private_key_pem.write_to_path(key)
+        for number, blob in enumerate(certificate.cert_chain_pems):
+            blob.write_to_path(chain, append=number > 0)
+    return made

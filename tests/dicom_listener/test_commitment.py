@@ -1,7 +1,11 @@
 """Storage commitment with pynetdicom as the modality."""
 
+import ssl
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +16,18 @@ from pynetdicom import AE, build_context, build_role, evt
 from pynetdicom.association import Association
 
 from dicom_listener import commitment
-from dicom_listener.commitment import ALL_COMMITTED, SOME_FAILED, WELL_KNOWN_INSTANCE
+from dicom_listener.commitment import ALL_COMMITTED, SOME_FAILED, WELL_KNOWN_INSTANCE, CommitmentService, Report
 from dicom_listener.negotiation import COMMITMENT_CLASS
 from dicom_listener.statuses import Status
+from dicom_listener.storage import Store
 from tests.conftest import free_port
-from tests.dicom_listener.conftest import Running
+from tests.core.builders import arrival
+from tests.dicom_listener.conftest import Certificates, Running
 from tests.dicom_listener.sending import ct, eventually, send
-from worker.core.records import Commitment, CommitmentState
-from worker.core.settings import Peer
+from worker.core import arrivals
+from worker.core.database import Database
+from worker.core.records import Commitment, CommitmentState, Instance, Study, new_id
+from worker.core.settings import DicomSettings, Peer
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 
@@ -46,12 +54,12 @@ class Modality:
             evt_handlers=[(evt.EVT_N_EVENT_REPORT, self.heard)],
         )
 
-    def listen(self) -> int:
+    def listen(self, tls: ssl.SSLContext | None = None) -> int:
         entity = AE(ae_title="PACS")
         entity.add_supported_context(COMMITMENT_CLASS, scu_role=False, scp_role=True)
         port = free_port()
         self._server = entity.start_server(
-            ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, self.heard)]
+            ("127.0.0.1", port), block=False, ssl_context=tls, evt_handlers=[(evt.EVT_N_EVENT_REPORT, self.heard)]
         )
         return port
 
@@ -149,6 +157,67 @@ def test_report_goes_to_the_peers_port_when_it_released_at_once(
         session.execute(sa.update(Commitment).values(due_at=datetime.now(UTC)))
     ((event_type, _),) = eventually(lambda: modality.reports)
     assert event_type == ALL_COMMITTED
+    eventually(lambda: states(running) == [CommitmentState.REPORTED])
+
+
+def test_instance_that_came_with_two_contents_is_not_promised(
+    start: Callable[..., Running], modality: Modality
+) -> None:
+    running = start(storage_commitment=True)
+    image = ct()
+    other = ct(image.StudyInstanceUID, SOPInstanceUID=image.SOPInstanceUID)
+    assert send(running.port, [image, other]) == [Status.SUCCESS] * 2
+    association = modality.ask(running.port)
+    assert request(association, wanted((CT, image.SOPInstanceUID))) == Status.SUCCESS
+    ((event_type, report),) = eventually(lambda: modality.reports)
+    association.release()
+    assert event_type == SOME_FAILED
+    assert [i.FailureReason for i in report.FailedSOPSequence] == [Status.CLASS_INSTANCE_CONFLICT]
+    assert not any(row.committed_at for row in running.sent.instances())
+
+
+def test_promise_waits_while_retention_holds_the_study(postgres_database: Database, tmp_path: Path) -> None:
+    store = Store(tmp_path, 0)
+    arrived = replace(arrival(generate_uid()), sop_class_uid=CT)
+    store.path(arrived.path).parent.mkdir(parents=True)
+    store.path(arrived.path).touch()
+    arrivals.record(postgres_database, [arrived])
+    service = CommitmentService(DicomSettings(storage_commitment=True), store, postgres_database)
+    row = Commitment(id=new_id(), transaction_uid="1.2", items=[[CT, arrived.sop_instance_uid]])
+    reports: list[Report] = []
+    asking = threading.Thread(
+        target=lambda: reports.append(postgres_database.run(lambda session: service._resolve(session, row)))
+    )
+    with postgres_database.write() as retention:
+        retention.execute(sa.select(Study).with_for_update())
+        asking.start()
+        asking.join(0.5)
+        assert not reports
+        store.path(arrived.path).unlink()
+        retention.execute(sa.update(Instance).values(removed_at=arrived.received_at))
+    asking.join(10)
+    assert reports[0].event_type == SOME_FAILED
+
+
+def test_report_goes_by_tls_to_a_peer_that_speaks_it(
+    start: Callable[..., Running],
+    modality: Modality,
+    monkeypatch: pytest.MonkeyPatch,
+    certificates: Certificates,
+) -> None:
+    monkeypatch.setattr(commitment, "TICK_SECONDS", 0.2)
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificates.ca)
+    server.load_cert_chain(certificates.client, certificates.client_key)
+    server.verify_mode = ssl.CERT_REQUIRED
+    peer = Peer(ae_title="PACS", port=modality.listen(server), tls=True)
+    running = start(storage_commitment=True, peers=(peer,), tls_ca=certificates.ca, **certificates.settings)
+    row = {"id": new_id(), "transaction_uid": "1.2.3", "calling_ae": "PACS", "address": "127.0.0.1", "attempts": 0}
+    now = datetime.now(UTC)
+    with running.sent.database.write() as session:
+        session.add(
+            Commitment(**row, items=[[CT, "1.2.4"]], state=CommitmentState.WAITING, requested_at=now, due_at=now)
+        )
+    eventually(lambda: modality.reports)
     eventually(lambda: states(running) == [CommitmentState.REPORTED])
 
 

@@ -18,6 +18,7 @@ from pydicom.uid import generate_uid
 from dicom_listener.door import LOBBY_SIZE, Door, listen, oldest_of_busiest
 from dicom_listener.metrics import Metrics
 from dicom_listener.statuses import Status
+from dicom_listener.storage import Incoming
 from tests.dicom_listener.conftest import Running
 from tests.dicom_listener.sending import RawPeer, ct, echo, eventually, request_pdu, send
 
@@ -255,3 +256,18 @@ def test_connection_for_which_there_is_no_thread_is_closed_and_the_next_is_serve
             assert peer.read_pdu()[0] == 0
     assert running.listener._reception.present == 0
     an_honest_study_arrives(running)
+
+
+def test_incoming_file_that_cannot_be_removed_leaves_no_association_behind(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stuck(_: Incoming) -> None:
+        raise OSError(errno.EIO, "injected")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Incoming, "discard", stuck)
+        with RawPeer(running.port) as peer:
+            peer.socket.sendall(store_command() + struct.pack(">BxIIBB", 4, 100_006, 100_002, 1, 0) + bytes(50))
+            eventually(lambda: list((running.sent.root / "incoming").rglob("*.part")))
+        eventually(lambda: running.listener._reception.present == 0)
+    assert running.sent.counted("mu2_dicom_open_associations") == 0

@@ -1,6 +1,7 @@
 """Who may connect, and what for."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,8 +36,8 @@ def answer(request: bytes, address: str = "127.0.0.1", *, tls: bool = False, **s
         ({"peers": (Peer(ae_title="PACS", address="10.0.0.0/24"),)}, "10.0.0.5", False, {}, None),
         ({"peers": (Peer(ae_title="PACS", address="10.0.0.0/24"),)}, "10.0.1.5", False, {}, Refusal.ADDRESS),
         ({"peers": (Peer(ae_title="PACS", address="fe80::/10"),)}, "fe80::1%eth0", False, {}, None),
-        ({"peers": (Peer(ae_title="PACS", tls=True),)}, "10.0.0.5", False, {}, Refusal.TLS_REQUIRED),
-        ({"peers": (Peer(ae_title="PACS", tls=True),)}, "10.0.0.5", True, {}, None),
+        ({"tls_certificate": Path("server.pem")}, "127.0.0.1", False, {}, Refusal.TLS_REQUIRED),
+        ({"tls_certificate": Path("server.pem")}, "127.0.0.1", True, {}, None),
     ],
 )
 def test_peers_are_admitted_by_title_address_and_tls(
@@ -44,6 +45,35 @@ def test_peers_are_admitted_by_title_address_and_tls(
 ) -> None:
     outcome = answer(request_pdu(**request_options), address, tls=tls, **settings)  # type: ignore[arg-type]
     assert (outcome.reason if isinstance(outcome, Refused) else None) is reason
+
+
+def with_titles(called: bytes, calling: bytes) -> bytes:
+    request = request_pdu()
+    return request[:10] + called + calling + request[42:]
+
+
+def test_titles_padded_with_nul_are_those_without() -> None:
+    outcome = answer(
+        with_titles(b"MU2".ljust(16, b"\0"), b"PACS \0\0".ljust(16, b"\0")), peers=(Peer(ae_title="PACS"),)
+    )
+    assert isinstance(outcome, Accepted)
+    assert outcome.calling_ae_title == "PACS"
+
+
+@pytest.mark.parametrize(
+    ("called", "calling", "reason"),
+    [
+        (bytes(16), b"PACS".ljust(16), Refusal.CALLED_AE_TITLE),
+        (b"M\xffU2".ljust(16), b"PACS".ljust(16), Refusal.CALLED_AE_TITLE),
+        (b"MU2".ljust(16), bytes(16), Refusal.CALLING_AE_TITLE),
+        (b"MU2".ljust(16), b"PA\\CS\0\x1b".ljust(16), Refusal.CALLING_AE_TITLE),
+    ],
+    ids=["no called", "not ASCII", "no calling", "forbidden characters"],
+)
+def test_titles_that_are_none_are_rejected_rather_than_aborted(called: bytes, calling: bytes, reason: Refusal) -> None:
+    outcome = answer(with_titles(called, calling), peers=(Peer(ae_title="PACS"),))
+    assert isinstance(outcome, Refused)
+    assert outcome.reason is reason
 
 
 @pytest.mark.parametrize("reason", list(Refusal))

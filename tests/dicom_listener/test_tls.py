@@ -2,49 +2,19 @@
 
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import trustme
+import sqlalchemy as sa
 
+from dicom_listener.negotiation import Refusal
 from dicom_listener.statuses import Status
-from tests.dicom_listener.conftest import Running
-from tests.dicom_listener.sending import ct, echo, eventually, send
+from tests.dicom_listener.conftest import Certificates, Running
+from tests.dicom_listener.sending import connect, ct, echo, eventually, send
 from tests.dicom_listener.test_hostile_peers import MOST_GROWTH_BYTES, resident_bytes, silent
 from worker.core.errors import SettingsError
+from worker.core.records import AuditEvent
 from worker.core.settings import Peer, Settings
-
-
-@dataclass(frozen=True)
-class Certificates:
-    """Files of a CA, of the listener and of a client."""
-
-    ca: Path
-    server: Path
-    server_key: Path
-    client: Path
-    client_key: Path
-
-    @property
-    def settings(self) -> dict[str, Path]:
-        return {"tls_certificate": self.server, "tls_key": self.server_key}
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    folder = tmp_path_factory.mktemp("certificates")
-    authority = trustme.CA()
-    made = Certificates(*(folder / name for name in ("ca.pem", "server.pem", "server.key", "client.pem", "client.key")))
-    authority.cert_pem.write_to_path(made.ca)
-    for certificate, chain, key in (
-        (authority.issue_cert("127.0.0.1", "localhost"), made.server, made.server_key),
-        (authority.issue_cert("pacs.hospital"), made.client, made.client_key),
-    ):
-        certificate.private_key_pem.write_to_path(key)
-        for number, blob in enumerate(certificate.cert_chain_pems):
-            blob.write_to_path(chain, append=number > 0)
-    return made
 
 
 def context(certificates: Certificates, *, client: bool = False) -> ssl.SSLContext:
@@ -59,11 +29,14 @@ def test_study_arrives_by_tls(start: Callable[..., Running], certificates: Certi
     assert send(running.port, [ct(), ct()], tls_args=(context(certificates), "127.0.0.1")) == [Status.SUCCESS] * 2
 
 
-def test_plain_sender_is_not_understood_by_a_tls_port(
+def test_plain_sender_is_refused_in_words_that_it_reads_and_audited(
     start: Callable[..., Running], certificates: Certificates
 ) -> None:
-    running = start(**certificates.settings, artim_seconds=1.0)
-    assert not echo(running.port)
+    running = start(**certificates.settings)
+    assert connect(running.port).is_rejected
+    with running.sent.database.read() as session:
+        (event,) = session.scalars(sa.select(AuditEvent)).all()
+    assert (event.action, event.detail["reason"]) == ("association_refused", Refusal.TLS_REQUIRED.value)
     assert echo(running.port, tls_args=(context(certificates), "127.0.0.1"))
 
 
