@@ -42,3 +42,13 @@ def test_a_refused_discard_changes_nothing(database: Database, tmp_path: Path) -
     with pytest.raises(StateError, match="signed"):
         discard.run(database, tmp_path, study_id, actor="test")
     assert rows(database) == before
+
+
+def test_a_discard_whose_commit_was_not_answered_is_done_once(
+    sqlite_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study_id = builders.completed(sqlite_database)
+    run = sqlite_database.run
+    monkeypatch.setattr(sqlite_database, "run", lambda change: [run(change), run(change)][1])
+    assert discard.run(sqlite_database, tmp_path, study_id, actor="test").instances == 1
+    assert rows(sqlite_database) == {AuditEvent.__tablename__: 1}

@@ -91,8 +91,13 @@ def run(database: Database, store_root: Path, study_id: str, *, actor: str) -> D
     Raises as `look`, and `StoreUnavailableError` when a file cannot be removed; then no row is gone.
     """
 
+    tried: list[Discarded] = []
+
     def remove(session: Session) -> Discarded:
+        if tried and session.get(Study, study_id) is None:
+            return tried[-1]  # a commit whose answer was lost
         discarded = look(session, study_id)
+        tried.append(discarded)
         _remove_files(store_root, study_id, _instances(session, study_id))
         for statement in deletions(session, study_id):
             session.execute(statement.execution_options(synchronize_session=False))
