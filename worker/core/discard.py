@@ -90,7 +90,6 @@ def run(database: Database, store_root: Path, study_id: str, *, actor: str) -> D
 
     Raises as `look`, and `StoreUnavailableError` when a file cannot be removed; then no row is gone.
     """
-
     tried: list[Discarded] = []
 
     def remove(session: Session) -> Discarded:

@@ -103,7 +103,7 @@ def _waiting_for_a_person(status: QueueStatus) -> Iterator[Check]:
     }
     for name, count in held.items():
         if count:
-            advice = f"`mu2 message list --destination {name}` says why; then `mu2 message resend NUMBER`"
+            advice = f"`mu2 message list --destination {name}` says why; then `mu2 message resend`"
             yield warn("messages", f"{count} for {name} are parked or refused", advice)
 
 
