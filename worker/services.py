@@ -46,7 +46,7 @@ def worker_service(settings: Settings, name: str = "worker", queues: str = "") -
 
 def listener_service(settings: Settings) -> Service:
     """The DICOM listener."""
-    host, port = settings.dicom.host, settings.dicom.metrics_port
+    host, port = settings.dicom.metrics_host, settings.dicom.metrics_port
     command = (sys.executable, "-m", "dicom_listener")
     return Service("listener", command, environment(settings), LISTENER_STOP_SECONDS, lambda: answers(host, port))
 

@@ -1,5 +1,7 @@
 """Who may connect, and what for."""
 
+import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ
 from dicom_listener.negotiation import TRANSFER_SYNTAXES, Accepted, Refusal, Refused, negotiate
 from dicom_listener.pdus import ProtocolError
 from tests.dicom_listener.sending import connect, echo, request_pdu
+from worker.core import settings
+from worker.core.errors import SettingsError
 from worker.core.records import AuditEvent
 from worker.core.settings import DicomSettings, Peer
 
@@ -18,12 +22,12 @@ CT = "1.2.840.10008.5.1.4.1.1.2"
 EXPLICIT, IMPLICIT, HTJ2K = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.4.201"
 
 
-def answer(request: bytes, address: str = "127.0.0.1", *, tls: bool = False, **settings: Any) -> Accepted | Refused:
-    return negotiate(request, DicomSettings(**settings), address, tls=tls, refuse=None)
+def answer(request: bytes, address: str = "127.0.0.1", *, tls: bool = False, **dicom: Any) -> Accepted | Refused:
+    return negotiate(request, DicomSettings(**dicom), address, tls=tls, refuse=None)
 
 
 @pytest.mark.parametrize(
-    ("settings", "address", "tls", "request_options", "reason"),
+    ("dicom", "address", "tls", "request_options", "reason"),
     [
         ({}, "127.0.0.1", False, {}, None),
         ({}, "::1", False, {}, None),
@@ -41,10 +45,19 @@ def answer(request: bytes, address: str = "127.0.0.1", *, tls: bool = False, **s
     ],
 )
 def test_peers_are_admitted_by_title_address_and_tls(
-    settings: dict[str, Any], address: str, tls: bool, request_options: dict[str, str], reason: Refusal | None
+    dicom: dict[str, Any], address: str, tls: bool, request_options: dict[str, str], reason: Refusal | None
 ) -> None:
-    outcome = answer(request_pdu(**request_options), address, tls=tls, **settings)  # type: ignore[arg-type]
+    outcome = answer(request_pdu(**request_options), address, tls=tls, **dicom)  # type: ignore[arg-type]
     assert (outcome.reason if isinstance(outcome, Refused) else None) is reason
+
+
+@pytest.mark.parametrize("address", ["pacs.hospital", "10.0.0.0/33", "10.0.0"])
+def test_peer_by_host_name_is_refused_when_settings_load(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("MU2_CONFIG", os.devnull)
+    monkeypatch.setenv("MU2_DICOM__PEERS", json.dumps([{"ae_title": "PACS", "address": address}]))
+    with pytest.raises(SettingsError, match=r"dicom.peers.0.address: .*IP address") as refused:
+        settings.load()
+    assert address not in str(refused.value).replace("10.0.0.0/24", "")
 
 
 def with_titles(called: bytes, calling: bytes) -> bytes:

@@ -22,6 +22,7 @@ from pydicom.uid import generate_uid
 from dicom_listener import arrivals
 from dicom_listener.server import Listener, serve
 from dicom_listener.statuses import Status
+from tests.dicom_listener.conftest import Running
 from tests.dicom_listener.process import ROOT, ListenerProcess, with_ports
 from tests.dicom_listener.sending import RawPeer, connect, ct, echo, eventually, send
 from tests.dicom_listener.test_hostile_peers import store_command
@@ -228,6 +229,12 @@ def test_association_that_dies_ends_no_other(
         stop.set()
 
     assert serve(settings(), stop, lambda _: None, break_one) is True
+
+
+def test_metrics_have_an_address_of_their_own(start: Callable[..., Running]) -> None:
+    running = start(host="127.0.0.2")
+    with urllib.request.urlopen(f"http://127.0.0.1:{running.listener.metrics_port}/livez", timeout=5) as answer:
+        assert json.load(answer) == {"alive": True}
 
 
 def test_port_that_is_taken_is_a_clear_error(settings: Callable[..., Settings], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ the variable with `_FILE` appended (`MU2_DATABASE__URL_FILE`).
 """
 
 import hashlib
+import ipaddress
 import os
 import tempfile
 from functools import lru_cache
@@ -40,10 +41,26 @@ class Peer(_Group):
     """A DICOM application entity that may connect, and how its studies rank."""
 
     ae_title: AeTitle = Field(description="Calling AE title of the peer.")
-    address: str = Field("", description="Address or network (CIDR) it must come from; empty accepts any.")
+    address: str = Field(
+        "", description="Address or network (CIDR), no host name, that it must come from; empty accepts any."
+    )
     port: Port = Field(0, description="Its own DICOM port, for storage commitment reports; 0 when it has none.")
     priority: Literal["stat", "urgent", "routine"] | None = Field(None, description="Rank of all its studies.")
-    tls: bool = Field(False, description="Refuse this peer unless it connects by TLS.")
+    tls: bool = Field(
+        False, description="It speaks TLS: the port must have a certificate, and reports go to it by TLS."
+    )
+
+    @field_validator("address")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        try:
+            if value:
+                ipaddress.ip_network(value, strict=False)
+            return value
+        except ValueError:
+            raise ValueError(
+                "give the peer's IP address (10.1.2.3) or network (10.1.2.0/24); host names are not looked up"
+            ) from None
 
 
 class DicomSettings(_Group):
@@ -70,6 +87,7 @@ class DicomSettings(_Group):
     tls_ca: Path | None = Field(
         None, description="CA (PEM) that client certificates must come from; unset asks for none."
     )
+    metrics_host: str = Field("127.0.0.1", description="Address of /livez, /readyz and /metrics of the listener.")
     metrics_port: Port = Field(
         9101, description="Port of /livez, /readyz and /metrics of the listener; 0 takes a free one."
     )
