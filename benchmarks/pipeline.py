@@ -126,7 +126,7 @@ def site(home: Path, receiver: MllpReceiver) -> Iterator[tuple[Settings, Databas
         model=ModelSettings(reporter="fake"),
     )
     settings = with_chosen_ports(base)
-    made = services(settings)
+    made = services(settings, review=False)
     database = Database.from_settings(settings)
     try:
         yield settings, database, made
