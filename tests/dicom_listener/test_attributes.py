@@ -11,7 +11,7 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from dicom_listener import attributes, storage
+from dicom_listener import attributes, part10
 from worker.core.errors import InvalidObjectError
 
 SYNTAXES = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian]
@@ -39,7 +39,7 @@ def test_every_readable_object_is_read_as_pydicom_reads_it(odd: Path) -> None:
     assert len(files) > 30
     for file in files:
         data = dcmread(file, stop_before_pixels=True)
-        found = storage.read_file(file).attributes()
+        found = part10.read_file(file).attributes()
         for tag, name in attributes._WANTED.items():
             element = data.get(tag)
             expected = "" if element is None or element.value is None else element.value

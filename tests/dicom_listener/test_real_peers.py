@@ -11,12 +11,10 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
-from tests.dicom_listener.conftest import Running
+from tests.dicom_listener.conftest import Certificates, Running
 from tests.dicom_listener.process import ROOT
 from tests.dicom_listener.sending import ct, data_set_bytes
-from tests.dicom_listener.test_tls import Certificates, certificates
 
-__all__ = ["certificates"]
 ENVIRONMENT = {**os.environ, "TCP_NODELAY": "1"}
 
 
