@@ -2,6 +2,7 @@
 # make test   everything that must hold, in under ten minutes
 # make check  lint and types
 # make chaos  200 seeded kills; SEED=1 KILLS=200
+# make train-smoke  every stage of training at toy size, on the CPU
 # make bench  the figures that the README quotes
 
 PYTHON ?= python3.11
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 SEED ?= 1
 KILLS ?= 200
 
-.PHONY: demo test check chaos bench clean
+.PHONY: demo test check chaos train-smoke bench clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,9 +37,16 @@ check: $(VENV)/ready-dev
 chaos: $(VENV)/ready-dev
 	$(BIN)/python -m tests.end_to_end.chaos --seed $(SEED) --kills $(KILLS)
 
+train-smoke: $(VENV)/ready-dev
+	folder=$$(mktemp -d) && $(BIN)/python -m training smoke --out $$folder; code=$$?; rm -rf $$folder; exit $$code
+
 bench: $(VENV)/ready-dev
-	$(BIN)/python benchmarks/store.py
+	$(BIN)/python benchmarks/store.py --processes 2
+	$(BIN)/python benchmarks/store.py --processes 2 --flat 20000
 	$(BIN)/python benchmarks/pipeline.py
+	PYTHONPATH=. $(BIN)/python benchmarks/volume.py
+	$(BIN)/python benchmarks/review.py
+	$(BIN)/python benchmarks/model.py
 
 clean:
 	rm -rf $(VENV) .mu2 .pytest_cache .mypy_cache .ruff_cache .hypothesis
