@@ -1,6 +1,8 @@
 """`mu2 demo` as a newcomer runs it: its own process, no terminal, any folder of DICOM files."""
 
 import re
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,10 @@ FAKE = {"MU2_MODEL__REPORTER": "fake"}
 
 
 @pytest.fixture
-def scratch(tmp_path: Path) -> dict[str, str]:
-    """Where the demo makes its temporary folder."""
-    folder = tmp_path / "t"
-    folder.mkdir()
-    return {**FAKE, "TMPDIR": str(folder)}
+def scratch() -> Iterator[dict[str, str]]:
+    """Where the demo makes its temporary folder: a short path, as a newcomer's is."""
+    with tempfile.TemporaryDirectory(prefix="mu2-", dir="/tmp") as folder:
+        yield {**FAKE, "TMPDIR": folder}
 
 
 def test_demo_shows_every_stage_the_draft_the_oru_and_its_acknowledgement(

@@ -366,7 +366,9 @@ class Settings(BaseSettings):
         if len(os.fsencode(below_home)) <= MOST_SOCKET_PATH_BYTES:
             return below_home
         name = hashlib.sha256(os.fsencode(self.home.resolve())).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"mu2-{os.getuid()}-{name}" / "valkey.sock"
+        elsewhere = Path(f"mu2-{os.getuid()}-{name}", "valkey.sock")
+        temporary = Path(tempfile.gettempdir(), elsewhere)
+        return temporary if len(os.fsencode(temporary)) <= MOST_SOCKET_PATH_BYTES else Path("/tmp", elsewhere)
 
     @property
     def broker_folder(self) -> Path:
