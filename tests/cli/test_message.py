@@ -1,14 +1,17 @@
 """`mu2 message` on a real outbox."""
 
+import json
 from datetime import timedelta
 
+import pytest
 import sqlalchemy as sa
 
 from tests.cli.conftest import Terminal
 from tests.core import builders
-from worker.core import outbox, studies
+from worker.core import outbox, renewal, studies
 from worker.core.errors import DeliveryRefusedError, NotFoundError, StateError
 from worker.core.records import AuditEvent, Message, MessageState, ReportVersion
+from worker.core.signing import Desk
 from worker.results import hl7
 
 
@@ -131,3 +134,35 @@ def test_resend_by_age_leaves_what_is_older(terminal: Terminal) -> None:
 def test_resend_of_nothing_and_of_one_with_many_is_wrong_usage(terminal: Terminal) -> None:
     assert terminal.run("message", "resend").exit_code == 2
     assert terminal.run("message", "resend", "1", "--parked").exit_code == 2
+
+
+def test_renewed_message_says_what_the_settings_say_now(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = message(terminal, refused=True)
+    receiver = {"name": "ris", "host": "127.0.0.1", "port": 1, "drafts": "R", "sending_facility": "NEW SITE"}
+    monkeypatch.setenv("MU2_HL7__DESTINATIONS", json.dumps([receiver]))
+    renewed = terminal.data("message", "renew", str(number), "--yes")
+    assert renewed["renews"] == number
+    assert states(terminal) == {number: "superseded", renewed["number"]: "pending"}
+    raw = terminal.run("message", "show", str(renewed["number"]), "--raw").stdout_bytes
+    assert b"|NEW SITE|" in raw and renewed["control_id"].encode() in raw
+    assert audited(terminal) == ["renew", "message_shown"]
+
+
+def test_renewing_asks_first_and_says_why_not(terminal: Terminal) -> None:
+    number = message(terminal, refused=True)
+    assert terminal.run("message", "renew", str(number), answer="n\n").exit_code == 1
+    error = terminal.run("message", "renew", str(number), "--yes").exception
+    assert isinstance(error, StateError) and "no destination has the name ris" in str(error)
+    assert states(terminal) == {number: "refused"} and audited(terminal) == []
+
+
+def test_renewal_whose_commit_was_not_answered_is_done_once(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = message(terminal, refused=True)
+    run = terminal.database.run
+    monkeypatch.setattr(terminal.database, "run", lambda change: [run(change), run(change)][1])
+    desk = Desk(destinations=(builders.destination(),), render=hl7.write)
+    renewed = renewal.run(terminal.database, number, desk, actor="test")
+    assert states(terminal) == {number: "superseded", renewed.id: "pending"}
+    assert audited(terminal) == ["renew"]

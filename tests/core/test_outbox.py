@@ -14,6 +14,7 @@ from worker.core.errors import (
     DeliveryUnavailableError,
     DeliveryUnreachableError,
     LeaseLostError,
+    ReportError,
     SignatureError,
     StateError,
 )
@@ -321,3 +322,120 @@ def test_draft_of_a_signed_report_is_stored_but_never_sent(database: Database) -
     with database.write() as session:
         sign(session, version_id)
     assert enqueued(database, version_id) == []
+
+
+def refused(database: Database, version_id: str, **changes: object) -> int:
+    """The number of a message whose receiver refused what it says."""
+    (number,) = enqueued(database, version_id, **changes)
+    claim = taken(database)
+    assert claim is not None
+    with database.write() as session:
+        outbox.refuse(session, claim, DeliveryRefusedError("AR"), "AR")
+    return number
+
+
+def renewed(database: Database, number: int, *, force: bool = False, **changes: object) -> int:
+    """The number of the message that takes its place."""
+    with database.write() as session:
+        return outbox.renew(session, number, [destination(**changes)], render, force=force).id
+
+
+def test_refused_final_is_written_again_under_a_new_control_id_and_its_old_row_stays(database: Database) -> None:
+    with database.write() as session:
+        final_id = sign(session, drafted(database)).id
+    old = refused(database, final_id)
+    new = renewed(database, old)
+    with database.read() as session:
+        before, after = session.get_one(Message, old), session.get_one(Message, new)
+    assert (before.state, before.acknowledgement) == (MessageState.SUPERSEDED, "AR")
+    assert (after.result_status, after.version_id) == ("F", before.version_id)
+    assert after.control_id != before.control_id and after.control_id.encode() in after.payload
+    claim = taken(database)
+    assert claim is not None and claim.message_id == new
+
+
+def test_database_keeps_a_message_that_was_renewed_from_ever_being_accepted(database: Database) -> None:
+    old = refused(database, drafted(database))
+    new = renewed(database, old)
+    with pytest.raises(DBAPIError), database.write() as session:
+        session.execute(sa.update(Message).where(Message.id == old).values(state=MessageState.ACKNOWLEDGED))
+    with pytest.raises(StateError), database.write() as session:
+        outbox.resend(session, old)
+    with pytest.raises(StateError), database.write() as session:
+        outbox.renew(session, old, [destination()], render)
+    assert (state_of(database, old), state_of(database, new)) == (MessageState.SUPERSEDED, MessageState.PENDING)
+
+
+def test_message_that_a_receiver_may_have_taken_unheard_is_renewed_by_force_only(database: Database) -> None:
+    (number,) = enqueued(database, drafted(database))
+    first = taken(database)
+    assert first is not None
+    failed(database, first)  # no answer
+    with database.write() as session:
+        session.get_one(Message, number).due_at = None
+    second = taken(database)
+    assert second is not None
+    with database.write() as session:
+        outbox.refuse(session, second, DeliveryRefusedError("AR"), "AR")
+    with pytest.raises(StateError, match="may have taken it"):
+        renewed(database, number)
+    assert state_of(database, renewed(database, number, force=True)) is MessageState.PENDING
+
+
+def test_message_whose_sender_died_is_in_doubt(database: Database) -> None:
+    (number,) = enqueued(database, drafted(database))
+    assert taken(database) is not None
+    with database.write() as session:
+        session.get_one(Message, number).lease_until = studies.now() - timedelta(seconds=1)
+    assert taken(database) is not None
+    with database.read() as session:
+        assert session.get_one(Message, number).in_doubt
+
+
+def test_receiver_that_could_not_be_reached_leaves_no_doubt(database: Database) -> None:
+    (number,) = enqueued(database, drafted(database))
+    claim = taken(database)
+    assert claim is not None
+    with database.write() as session:
+        error = DeliveryUnreachableError("no connection")
+        outbox.retry_later(session, claim, error, max_attempts=3, backoff_seconds=5)
+    with database.read() as session:
+        assert not session.get_one(Message, number).in_doubt
+
+
+@pytest.mark.parametrize("state", [MessageState.PENDING, MessageState.SENT, MessageState.ACKNOWLEDGED])
+def test_message_that_is_on_its_way_or_accepted_is_not_renewed(database: Database, state: MessageState) -> None:
+    (number,) = enqueued(database, drafted(database))
+    with database.write() as session:
+        session.get_one(Message, number).state = state
+    with pytest.raises(StateError, match="only parked and refused"):
+        renewed(database, number)
+
+
+def test_draft_is_not_renewed_once_a_person_signed(database: Database) -> None:
+    version_id = drafted(database)
+    number = refused(database, version_id)
+    with database.write() as session:
+        sign(session, version_id)
+    with pytest.raises(StateError, match="later version"):
+        renewed(database, number)
+    assert state_of(database, number) is MessageState.REFUSED
+
+
+def test_message_is_not_renewed_for_a_destination_that_no_longer_takes_its_kind_or_is_gone(database: Database) -> None:
+    number = refused(database, drafted(database))
+    with pytest.raises(StateError, match="may not leave"):
+        renewed(database, number, drafts="none")
+    with pytest.raises(StateError, match="no destination"):
+        renewed(database, number, name="elsewhere")
+    assert state_of(database, number) is MessageState.REFUSED
+
+
+def test_renewing_that_fails_leaves_the_old_message_as_it_was(database: Database) -> None:
+    def unwritable(*_: object) -> bytes:
+        raise ReportError("the patient has no id")
+
+    number = refused(database, drafted(database))
+    with pytest.raises(ReportError), database.write() as session:
+        outbox.renew(session, number, [destination()], unwritable)
+    assert state_of(database, number) is MessageState.REFUSED

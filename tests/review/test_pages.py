@@ -264,6 +264,27 @@ def test_admin_reads_a_message_and_sends_a_refused_one_again(here: Department, r
         assert session.get_one(Message, claim.message_id).state is MessageState.PENDING
 
 
+def test_admin_writes_a_refused_message_again(here: Department, reader: Reader, page: str) -> None:
+    study_id = here.drafted(slices=2)
+    reader.act(f"/studies/{study_id}/sign", revision=accept_all(reader, study_id), password=PASSWORD)
+    with here.database.write() as session:
+        claim = outbox.claim(session, "ris", 60)
+        assert claim is not None
+        outbox.refuse(session, claim, DeliveryRefusedError("no such procedure"), "AR")
+    here.rung.clear()
+    with Reader(base_url=page) as boss:
+        boss.log_in("boss")
+        renew = f"/admin/messages/{claim.message_id}/renew"
+        assert f'action="{renew}"' in boss.get(f"/admin/messages/{claim.message_id}").text
+        answer = boss.act(renew)
+        assert answer.status_code == 303
+        assert "pending" in boss.get(answer.headers["location"]).text
+        assert boss.act(renew).status_code == 409
+    assert here.rang("deliver", "ris")
+    with here.database.read() as session:
+        assert session.get_one(Message, claim.message_id).state is MessageState.SUPERSEDED
+
+
 def test_admin_requeues_a_failed_study_and_keeps_the_accounts(here: Department, page: str) -> None:
     completed(here.database)
     claim = claimed(here.database, Stage.PREPARE)

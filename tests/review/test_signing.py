@@ -14,11 +14,11 @@ from sqlalchemy.exc import DBAPIError
 
 from tests.core.builders import claimed, destination, draft, render
 from tests.review.builders import PASSWORD, SENTENCES, department
-from worker.core import accounts, audit, editing, reports, signing, studies
+from worker.core import accounts, audit, editing, outbox, reports, signing, studies
 from worker.core.database import Database
 from worker.core.editing import Reader
-from worker.core.errors import AccessError, Mu2Error, ReportError, SignatureError, StateError
-from worker.core.records import Message, Report, ReportVersion, Role, Signature, Stage, User, new_id
+from worker.core.errors import AccessError, DeliveryRefusedError, Mu2Error, ReportError, SignatureError, StateError
+from worker.core.records import Message, MessageState, Report, ReportVersion, Role, Signature, Stage, User, new_id
 from worker.core.report import SIGNED_STATES, Assessment, ReportState, Section, Sentence, canonical_text, text_sha256
 from worker.core.review_records import Authentication, AuthenticationMethod, WorkingCopy
 from worker.core.signing import Desk
@@ -371,6 +371,14 @@ class AnyOrder(RuleBasedStateMachine):
         self.attempt(signing.reject, role, reason="wrong")
 
     @rule()
+    def refuse_and_renew(self) -> None:
+        with contextlib.suppress(Mu2Error), self.database.write() as session:
+            claim = outbox.claim(session, "ris", 60)
+            if claim is not None:
+                outbox.refuse(session, claim, DeliveryRefusedError("AR"), "AR")
+                outbox.renew(session, claim.message_id, DESK.destinations, DESK.render)
+
+    @rule()
     def draft_again(self) -> None:
         redraft(self.ward)
 
@@ -405,9 +413,9 @@ class AnyOrder(RuleBasedStateMachine):
                 assert signature.signed_at - proof.at <= timedelta(seconds=DESK.fresh_seconds)
             for version in session.scalars(sa.select(ReportVersion)):
                 assert (version.signature is not None) == (version.state in SIGNED_STATES)
-            assert session.scalar(sa.select(sa.func.count()).select_from(Message)) == len(
-                set(session.execute(sa.select(Message.version_id, Message.destination)).all())
-            )
+            live = sa.select(Message.version_id, Message.destination).where(Message.state != MessageState.SUPERSEDED)
+            rows = session.execute(live).all()
+            assert len(rows) == len(set(rows))
 
 
 def test_no_order_of_acts_lets_a_final_text_leave_unsigned(sqlite_template: Path, tmp_path: Path) -> None:

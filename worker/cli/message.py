@@ -130,6 +130,34 @@ def resend(
         raise typer.Exit(1)
 
 
+@app.command()
+def renew(
+    number: Number,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also one that had a try without an answer: its receiver was asked.")
+    ] = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Writes a refused or parked message again by the present settings, under a new control id. Audited.
+
+    For a receiver that refuses the content, a procedure code for instance: mend the settings, then renew. The old message
+    stays on record as superseded.
+    """
+    from worker.core import renewal
+    from worker.core.signing import Desk
+    from worker.results import hl7
+
+    with opened() as (settings, database):
+        ask(f"Write message {number} again under a new control id?", yes)
+        desk = Desk.from_settings(settings, hl7.write)
+        row = renewal.run(database, number, desk, actor=actor(), force=force)
+    if as_json:
+        print_json({"number": row.id, "renews": number, "destination": row.destination, "control_id": row.control_id})
+    else:
+        print(f"Message {row.id} takes the place of {number}; a worker sends it to {row.destination} within seconds.")
+
+
 def _chosen(database: "Database", parked: bool, refused: bool, destination: str | None, since: str | None) -> list[int]:
     from worker.core import outbox_view
     from worker.core.records import MessageState

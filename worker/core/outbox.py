@@ -2,7 +2,9 @@
 
 Order is kept for one accession and destination: a message waits while an earlier one of the same key is pending or sent.
 A later version supersedes earlier ones that are not delivered, so a stuck draft never blocks a final. The bytes and the
-control id are fixed when the row is written: every retry sends the same message, which a receiver can recognise.
+control id are fixed when the row is written: every retry sends the same message, which a receiver can recognise. What a
+receiver refused for its content is renewed: another message of the same version takes its place, and at most one of
+them can ever be acknowledged.
 """
 
 import secrets
@@ -15,6 +17,7 @@ from sqlalchemy.orm import Session, aliased
 
 from worker.core import reports, studies
 from worker.core.errors import (
+    DeliveryUnavailableError,
     DeliveryUnreachableError,
     LeaseLostError,
     Mu2Error,
@@ -114,6 +117,7 @@ def claim(session: Session, destination: str, lease_seconds: float) -> Claimed |
     ).one_or_none()
     if row is None:
         return None
+    row.in_doubt = row.in_doubt or row.state is MessageState.SENT  # its sender died before it recorded an answer
     if not _text_is_signed(session, row):
         row.state = MessageState.REFUSED
         row.error = "SignatureError: the text differs from the signed one; it is not sent"
@@ -181,6 +185,7 @@ def retry_later(
         row.due_at = studies.now() + timedelta(seconds=wait)
         _yield_to_newer(session, row)
         return
+    row.in_doubt = row.in_doubt or (isinstance(error, DeliveryUnavailableError) and not code)
     row.attempts += 1
     if row.attempts >= max_attempts:
         row.state = MessageState.PARKED
@@ -215,6 +220,57 @@ def resend(session: Session, message_id: int) -> Message:
     if row.state is MessageState.SUPERSEDED:
         raise StateError(f"message {message_id} was superseded by a later version of its report; resend that one")
     return row
+
+
+def renew(
+    session: Session,
+    message_id: int,
+    destinations: Iterable[Destination],
+    render: Render,
+    *,
+    default_authority: str = "",
+    procedure_codes: Mapping[str, str] | None = None,
+    force: bool = False,
+) -> Message:
+    """Writes a parked or refused message again, by the settings as they are now, under a new control id.
+
+    The old row stays as it was sent and is superseded. A message whose receiver did not answer some try may have been
+    taken after all, and a receiver takes another control id for another message: that needs `force`, from someone who
+    asked there. Raises `NotFoundError`, `StateError`, `ReportError` when it still cannot be written, `SignatureError`.
+    """
+    row = session.get(Message, message_id, with_for_update=True, populate_existing=True)
+    if row is None:
+        raise NotFoundError(f"no message has the number {message_id}")
+    if row.state not in {MessageState.PARKED, MessageState.REFUSED}:
+        raise StateError(f"message {message_id} is {row.state}; only parked and refused messages are renewed")
+    if row.in_doubt and not force:
+        raise StateError(
+            f"message {message_id} had a try without an answer, so its receiver may have taken it; "
+            "ask there, then use --force, or resend it under its old control id"
+        )
+    destination = next((one for one in destinations if one.name == row.destination), None)
+    if destination is None:
+        raise StateError(f"no destination has the name {row.destination} any more")
+    version = session.get_one(ReportVersion, row.version_id)
+    later = sa.select(ReportVersion).where(
+        ReportVersion.report_id == version.report_id, ReportVersion.number > version.number
+    )
+    if any(_may_leave(session, one, destination) for one in session.scalars(later)):
+        raise StateError(f"the report of message {message_id} has a later version; that one is sent")
+    row.state = MessageState.SUPERSEDED
+    row.due_at = None
+    session.flush()
+    written = enqueue(
+        session,
+        version,
+        [destination],
+        render,
+        default_authority=default_authority,
+        procedure_codes=procedure_codes,
+    )
+    if not written:
+        raise StateError(f"a report that is {version.state} may not leave for {destination.name} by its settings")
+    return written[0]
 
 
 def _due() -> sa.ColumnElement[bool]:

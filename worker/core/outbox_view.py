@@ -79,5 +79,6 @@ def _facts(row: Message, study_id: str) -> dict[str, Any]:
         "sent_at": row.sent_at,
         "acknowledged_at": row.acknowledged_at,
         "acknowledgement": row.acknowledgement,
+        "in_doubt": row.in_doubt,
         "error": row.error,
     }

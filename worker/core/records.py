@@ -83,7 +83,7 @@ class MessageState(StrEnum):
     ACKNOWLEDGED = "acknowledged"  # the destination took it
     REFUSED = "refused"  # AR or CR: a person must look
     PARKED = "parked"  # out of retries: a person must look
-    SUPERSEDED = "superseded"  # a later version of the report took its place before it was delivered
+    SUPERSEDED = "superseded"  # a later version of the report, or a renewed message, took its place
 
 
 class Role(StrEnum):
@@ -390,11 +390,21 @@ class Signature(Base):
 
 
 class Message(Base):
-    """An outbox row: one report version for one destination, with the very bytes that are sent."""
+    """An outbox row: one report version for one destination, with the very bytes that are sent.
+
+    A refused one may be superseded by another of the same version; one of them at most is not superseded.
+    """
 
     __tablename__ = "messages"
     __table_args__ = (
-        UniqueConstraint("version_id", "destination"),
+        Index(  # a message that another took the place of is never accepted
+            "uq_messages_version_id_destination",
+            "version_id",
+            "destination",
+            unique=True,
+            sqlite_where=sa.text("state <> 'superseded'"),
+            postgresql_where=sa.text("state <> 'superseded'"),
+        ),
         ForeignKeyConstraint(
             ["signature_version_id", "text_sha256"], ["signatures.version_id", "signatures.text_sha256"]
         ),
@@ -425,6 +435,7 @@ class Message(Base):
     acknowledgement: Mapped[str] = mapped_column(sa.String(2), default="")  # MSA-1 of the last answer
     answer_text: Mapped[str] = mapped_column(sa.String(REASON_LENGTH), default="", info=PHI)  # MSA-3 may quote us
     error: Mapped[str] = mapped_column(sa.String(REASON_LENGTH), default="")  # ours, without patient data
+    in_doubt: Mapped[bool] = mapped_column(default=False)  # a try was not answered: the destination may have it
 
     version: Mapped[ReportVersion] = relationship()
 

@@ -23,7 +23,7 @@ from worker.core.errors import ReportError, SignatureError, StateError
 from worker.core.records import REASON_LENGTH, AuthorKind, ReportVersion, Signature, User, new_id
 from worker.core.report import SIGNED_STATES, Assessment, Origin, ReportState, Section, Sentence
 from worker.core.review_records import Authentication, Communication, WorkingCopy
-from worker.core.settings import Destination
+from worker.core.settings import Destination, Settings
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,19 @@ class Desk:
     procedure_codes: Mapping[str, str] = field(default_factory=dict)
     fresh_seconds: float = 120.0
     correction_minutes: float = 60.0
+
+    @classmethod
+    def from_settings(cls, settings: Settings, render: outbox.Render) -> "Desk":
+        """What the settings say; `render` is the writer of the messages."""
+        review, hl7 = settings.review, settings.hl7
+        return cls(
+            destinations=hl7.destinations,
+            render=render,
+            default_authority=hl7.assigning_authority,
+            procedure_codes=hl7.procedure_codes,
+            fresh_seconds=review.fresh_seconds,
+            correction_minutes=review.correction_minutes,
+        )
 
 
 @dataclass(frozen=True)

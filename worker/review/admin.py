@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.orm import Session
 
 from worker import queues
-from worker.core import accounts, audit, outbox, outbox_view, studies, worklist
+from worker.core import accounts, audit, outbox, outbox_view, renewal, studies, worklist
 from worker.core.errors import AccessError, AuditError, NotFoundError, ReportError, StateError
 from worker.core.records import AuditEvent, Heartbeat, MessageState, Role, Stage, Study, StudyStatus, User
 from worker.results import hl7
@@ -112,7 +112,7 @@ def show_message(number: int, found: OfficeOf, login: AdminLogin) -> Response:
             raw=raw,
             readable=hl7.readable(row.payload),
             answer_text=row.answer_text,
-            may_resend=row.state in {MessageState.PARKED, MessageState.REFUSED},
+            stopped=row.state in {MessageState.PARKED, MessageState.REFUSED},
         )
 
     return found.database.run(look)
@@ -133,6 +133,14 @@ def resend(number: int, found: OfficeOf, login: AdminLogin, after: BackgroundTas
     destination = found.database.run(work)
     after.add_task(found.ring, queues.DELIVER, destination)
     return RedirectResponse(f"/admin/messages/{number}", status_code=303, background=after)
+
+
+@router.post("/messages/{number}/renew")
+def renew(number: int, found: OfficeOf, login: AdminLogin, after: BackgroundTasks) -> Response:
+    """Writes a parked or refused message again by the present settings; one in doubt is left to the terminal."""
+    row = renewal.run(found.database, number, found.desk, actor=login.username, origin=login.origin)
+    after.add_task(found.ring, queues.DELIVER, row.destination)
+    return RedirectResponse(f"/admin/messages/{row.id}", status_code=303, background=after)
 
 
 @router.get("/users")
@@ -216,6 +224,7 @@ def _change_users(found: Office, login: Login, work: Callable[[Session], None]) 
         found.database.run(work)
     except (StateError, ReportError, AccessError) as error:
         return _users_page(found, login, str(error), 409)
+    found.looks.forget()
     return RedirectResponse("/admin/users", status_code=303)
 
 

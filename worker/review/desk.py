@@ -37,15 +37,7 @@ class Office:
     @property
     def desk(self) -> Desk:
         """What the acts of `worker.core.signing` need."""
-        review, hl7_settings = self.settings.review, self.settings.hl7
-        return Desk(
-            destinations=hl7_settings.destinations,
-            render=hl7.write,
-            default_authority=hl7_settings.assigning_authority,
-            procedure_codes=hl7_settings.procedure_codes,
-            fresh_seconds=review.fresh_seconds,
-            correction_minutes=review.correction_minutes,
-        )
+        return Desk.from_settings(self.settings, hl7.write)
 
     @property
     def lockout(self) -> Lockout:
@@ -62,6 +54,11 @@ class Office:
 
 
 def office(request: Request) -> Office:
-    """The application's `Office`, for routes."""
+    """The application's `Office`."""
     found: Office = request.app.state.office
     return found
+
+
+async def office_of(request: Request) -> Office:
+    """The same as a dependency; a plain function would cost each request a thread."""
+    return office(request)

@@ -1,0 +1,95 @@
+"""Rows that an older revision wrote are carried over whole, and what guarded them guards them still."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from sqlalchemy.exc import DBAPIError
+
+from worker.core import schema
+from worker.core.database import Database
+from worker.core.records import new_id
+
+AT = datetime(2026, 3, 31, 8, 0, tzinfo=UTC)
+PLAIN: dict[type, Any] = {str: "", int: 1, datetime: AT, bytes: b"MSH|", bool: False}
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A database at revision 0003."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path}/old.sqlite"
+    else:
+        url = request.getfixturevalue("postgres").create(f"old_{new_id().replace('-', '')}")
+    database = Database(url)
+    config = schema._config()
+    with database.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.upgrade(config, "0003")
+    yield database
+    database.close()
+
+
+def insert(database: Database, table_name: str, **values: Any) -> None:
+    """A row as the old revision had it; what is not named is filled with something plain."""
+    table = sa.Table(table_name, sa.MetaData(), autoload_with=database.engine)
+    plain = {c.name: PLAIN[c.type.python_type] for c in table.columns if not c.nullable and c.name not in values}
+    with database.write() as session:
+        session.execute(table.insert().values({**plain, **values}))
+
+
+def ids() -> Iterator[str]:
+    """Ids as both databases take them in plain SQL: 32 hexadecimal digits."""
+    while True:
+        yield new_id().replace("-", "")
+
+
+def messages_at_0003(database: Database, *states: str) -> None:
+    """One report version with a message for a destination of its own in each state."""
+    study, report, version = next(ids()), next(ids()), next(ids())
+    insert(database, "studies", id=study, study_instance_uid="2.25.1", status="drafted")
+    insert(database, "reports", id=report, study_id=study, state="ai_draft")
+    insert(
+        database,
+        "report_versions",
+        id=version,
+        report_id=report,
+        state="ai_draft",
+        author_kind="machine",
+        text_sha256="0",
+    )
+    for number, state in enumerate(states, start=1):
+        insert(
+            database,
+            "messages",
+            id=number,
+            version_id=version,
+            destination=f"to-{number}",
+            control_id=f"C{number}",
+            result_status="R",
+            state=state,
+            sent_at=None if state == "pending" else AT,
+        )
+
+
+def test_messages_survive_and_those_that_were_sent_are_in_doubt(old: Database) -> None:
+    messages_at_0003(old, "pending", "refused", "acknowledged")
+    schema.upgrade(old)
+    with old.read() as session:
+        rows = session.execute(sa.text("SELECT control_id, state, in_doubt, payload FROM messages ORDER BY id")).all()
+    assert [(name, state, bool(doubt), bytes(payload)) for name, state, doubt, payload in rows] == [
+        ("C1", "pending", False, b"MSH|"),
+        ("C2", "refused", True, b"MSH|"),
+        ("C3", "acknowledged", True, b"MSH|"),
+    ]
+
+
+def test_what_a_message_says_is_still_fixed(old: Database) -> None:
+    messages_at_0003(old, "pending")
+    schema.upgrade(old)
+    with pytest.raises(DBAPIError, match="cannot be changed"), old.write() as session:
+        session.execute(sa.text("UPDATE messages SET result_status = 'P'"))
