@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from worker.core import review_records, settings  # noqa: F401 - the import declares the tables of the review page
+from worker.core import consents, review_records, settings  # noqa: F401 - the import declares their tables
 from worker.core.database import Database
 from worker.core.records import Base, UtcDateTime
 

@@ -5,7 +5,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from worker.core import review_records, schema  # noqa: F401 - the import declares the tables of the review page
+from worker.core import consents, review_records, schema  # noqa: F401 - the import declares their tables
 from worker.core.database import Database
 from worker.core.errors import SettingsError
 from worker.core.records import Base

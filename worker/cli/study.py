@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from worker.cli import study_training
 from worker.cli.terminal import (
     DryRun,
     Json,
@@ -71,12 +72,13 @@ def list_studies(
 @app.command()
 def show(study: StudyArgument, patient: Patient = False, as_json: Json = False) -> None:
     """Shows everything about one study: state, series chosen and why, repairs, attempts, report versions, messages."""
-    from worker.core import worklist
+    from worker.core import consents, worklist
 
     with opened() as (_, database):
         with database.read() as session:
             row = worklist.find(session, study)
-            details = worklist.details(session, row)
+            decision = consents.decision_of(session, row.id)
+            details = {**worklist.details(session, row), "training_consent": decision.value if decision else None}
         who = _patients(database, [row.id])[row.id] if patient else {}
     if as_json:
         print_json({**details, **who})
@@ -150,6 +152,10 @@ def discard(study: StudyArgument, yes: Yes = False, as_json: Json = False) -> No
     note("Nothing is left of it here; have the PACS send it again.")
     if gone.messages_sent:
         note(f"{gone.messages_sent} messages about it had left before: tell the owners of their receivers.")
+
+
+app.command()(study_training.consent)
+app.command("export-training")(study_training.export_training)
 
 
 @app.command()

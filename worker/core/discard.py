@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from worker.core import audit, reports, retention
+from worker.core.consents import TrainingConsent
 from worker.core.database import Database
 from worker.core.errors import NotFoundError, StateError, StoreUnavailableError
 from worker.core.records import (
@@ -113,6 +114,7 @@ def deletions(session: Session, study_id: str) -> list[sa.Delete]:
     return [
         *(retention.report_deletions(report_id) if report_id is not None else []),
         sa.delete(Presence).where(Presence.study_id == study_id),
+        sa.delete(TrainingConsent).where(TrainingConsent.study_id == study_id),
         sa.delete(Attempt).where(Attempt.study_id == study_id),
         sa.delete(Instance).where(Instance.study_id == study_id),
         sa.delete(Series).where(Series.study_id == study_id),

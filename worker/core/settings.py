@@ -26,6 +26,7 @@ from worker.core.errors import SettingsError
 
 PREFIX = "MU2_"
 MOST_SOCKET_PATH_BYTES = 107  # of sockaddr_un on Linux
+SHORTEST_PSEUDONYM_KEY = 32
 DELIMITER = "__"
 AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -270,6 +271,26 @@ class RetentionSettings(_Group):
     drafts_days: int = Field(365, ge=1, description="Unsigned reports; signed ones stay.")
 
 
+class TrainingSettings(_Group):
+    """Fine-tuning on the hospital's own studies."""
+
+    export: bool = Field(
+        False, description="Allow `mu2 study export-training`; only studies with a recorded consent ever leave."
+    )
+    pseudonym_key: SecretStr = Field(
+        SecretStr(""),
+        description="Secret that pseudonyms are made with, 32 characters or more; with another, a patient changes split.",
+    )
+
+    @model_validator(mode="after")
+    def _has_a_key(self) -> Self:
+        if self.export and len(self.pseudonym_key.get_secret_value()) < SHORTEST_PSEUDONYM_KEY:
+            raise ValueError(
+                "export needs pseudonym_key: make one with `openssl rand -hex 32` and keep it as you keep the database"
+            )
+        return self
+
+
 class WorkerSettings(_Group):
     """The Celery worker."""
 
@@ -334,6 +355,7 @@ class Settings(BaseSettings):
     hl7: Hl7Settings = Hl7Settings()
     review: ReviewSettings = ReviewSettings()
     retention: RetentionSettings = RetentionSettings()
+    training: TrainingSettings = TrainingSettings()
     worker: WorkerSettings = WorkerSettings()
     log: LogSettings = LogSettings()
 

@@ -15,7 +15,15 @@ from worker.core.report import Provenance, Sentence
 from worker.core.settings import ModelSettings, Settings
 
 
-class CtVolume(Protocol):
+class Shown(Protocol):
+    """What a question is made from."""
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """Body regions that a volume shows, from head to foot; () when nothing tells."""
+
+
+class CtVolume(Shown, Protocol):
     """A volume as `worker.imaging` builds one; only what a reporter reads."""
 
     @property
@@ -25,10 +33,6 @@ class CtVolume(Protocol):
     @property
     def affine(self) -> NDArray[np.float64]:
         """4x4: (slice, row, column, 1) to RAS millimetres."""
-
-    @property
-    def regions(self) -> tuple[str, ...]:
-        """Body regions it shows, from head to foot; () when nothing tells."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ class Question:
     text: str
 
 
-def questions(volumes: Sequence[CtVolume], model: ModelSettings) -> list[Question]:
+def questions(volumes: Sequence[Shown], model: ModelSettings) -> list[Question]:
     """One question a body region, from head to foot within a volume; a region is asked of its first volume only.
 
     A volume of which nothing tells the region is asked one plain question.
