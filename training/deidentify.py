@@ -11,6 +11,8 @@ MONTHS = (
     "jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sep(?:t(?:ember)?)?|oct(?:ober)?"
     "|nov(?:ember)?|dec(?:ember)?"
 )
+MONTHS_ALONE = f"(?:(?i:{MONTHS.replace('may|', '')})|May)"
+"""The word "may" is a month only with a capital letter: "segment 7 may hold a cyst" is no date."""
 RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\b[\w.+-]+@[\w-]+\.[\w.-]+\b"), "[email]"),
     (re.compile(r"\bhttps?://\S+"), "[link]"),
@@ -18,6 +20,9 @@ RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\b\d{1,2}[./]\d{1,2}[./](?:\d{4}|\d{2})\b"), "[date]"),
     (re.compile(rf"\b\d{{1,2}}(?:st|nd|rd|th)?\.?\s+(?:{MONTHS})\.?,?\s+\d{{4}}\b", re.IGNORECASE), "[date]"),
     (re.compile(rf"\b(?:{MONTHS})\.?\s+\d{{1,2}}(?:st|nd|rd|th)?,?\s+\d{{4}}\b", re.IGNORECASE), "[date]"),
+    (re.compile(rf"\b{MONTHS_ALONE}\.?\s+\d{{1,2}}(?:st|nd|rd|th)?\b(?!\s*(?:mm|cm|HU|x|%)|[.,]\d)"), "[date]"),
+    (re.compile(rf"\b\d{{1,2}}(?:st|nd|rd|th)?\.?\s+(?:of\s+)?{MONTHS_ALONE}\b"), "[date]"),
+    (re.compile(r"\b(?:9\d|1[0-2]\d)(?=[- ](?:years?|yrs?|y/?o)\b)", re.IGNORECASE), "[age]"),
     (
         re.compile(
             r"\b(?:MRN|patient id|accession(?: (?:no|number))?|case (?:no|number)|SSN|NHS(?: number)?|DOB|date of birth)"
