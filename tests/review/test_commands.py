@@ -15,9 +15,11 @@ from typer.testing import CliRunner
 
 from tests.conftest import free_port
 from worker.cli import app
+from worker.core import accounts, studies
 from worker.core import settings as settings_module
 from worker.core.database import Database
-from worker.core.records import AuditEvent
+from worker.core.records import AuditEvent, Role
+from worker.core.review_records import WebSession
 from worker.core.settings import ReviewSettings
 
 
@@ -47,6 +49,24 @@ def test_user_is_added_listed_and_closed_and_all_of_it_is_audited(mu2, sqlite_da
     with sqlite_database.read() as session:
         actions = session.scalars(sa.select(AuditEvent.action).order_by(AuditEvent.id)).all()
     assert actions == ["user_add", "user_disable"]
+
+
+def test_new_role_ends_the_sessions_and_is_audited_with_the_old_one(mu2, sqlite_database: Database) -> None:
+    mu2("user", "add", "ada", "--role", "viewer", "--password-stdin", typed="a long enough password\n")
+    with sqlite_database.write() as session:
+        user = accounts.by_name(session, "ada")
+        at = studies.now()
+        session.add(WebSession(id="s", user_id=user.id, csrf_token="c", created_at=at, active_at=at))
+    assert mu2("user", "role", "ada", "radiologist", "--yes").exit_code == 0
+    with sqlite_database.read() as session:
+        assert accounts.by_name(session, "ada").role is Role.RADIOLOGIST
+        assert session.scalars(sa.select(WebSession)).all() == []
+        event = session.scalars(sa.select(AuditEvent).where(AuditEvent.action == "user_role")).one()
+    assert event.detail == {"user": "ada", "before": "viewer", "after": "radiologist"}
+
+
+def test_role_that_there_is_not_is_wrong_usage(mu2) -> None:
+    assert mu2("user", "role", "ada", "surgeon", "--yes").exit_code == 2
 
 
 def test_password_is_never_an_argument(mu2) -> None:

@@ -13,6 +13,7 @@ from worker.cli import (
     message,
     model,
     queue,
+    report,
     retention,
     review,
     study,
@@ -38,7 +39,7 @@ app.command("listener")(listener.listener)
 app.command("review")(review.review)
 app.command("doctor")(doctor.doctor)
 app.command("volume")(volume.volume_command)
-for noun in (study, message, queue, model, user, retention, audit, database):
+for noun in (study, report, message, queue, model, user, retention, audit, database):
     app.add_typer(noun.app)
 
 

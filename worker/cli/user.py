@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from worker.core.records import User
+    from worker.core.records import Role, User
 
 app = typer.Typer(name="user", help="Who may log in to the review page.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="USERNAME", help="The user's name at the login.")]
-RoleOption = Annotated[str, typer.Option(help="viewer, radiologist, admin or auditor.")]
+ROLES = "viewer, radiologist, admin or auditor"
+RoleOption = Annotated[str, typer.Option(help=f"{ROLES}.")]
 PasswordStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from standard input.")]
 
 
@@ -32,10 +33,8 @@ def add(
 ) -> None:
     """Adds a user; asks for the password, which is never an argument, because others could read it there."""
     from worker.core import accounts, audit
-    from worker.core.records import Role
 
-    if role not in set(Role):
-        raise typer.BadParameter("a role is viewer, radiologist, admin or auditor")
+    chosen = _role(role)
     with opened() as (_, database):
         password = None if oidc else _ask_password(password_stdin)
 
@@ -43,7 +42,7 @@ def add(
             user = accounts.add(
                 session,
                 username=username,
-                role=Role(role),
+                role=chosen,
                 password=password,
                 family_name=family_name,
                 given_name=given_name,
@@ -121,12 +120,43 @@ def enable(username: Name) -> None:
     note(f"User {username} may log in again.")
 
 
-def _change(session: "Session", username: str, change: str, apply: "Callable[[User], None]") -> None:
+@app.command()
+def role(
+    username: Name,
+    role: Annotated[str, typer.Argument(metavar="ROLE", help=f"{ROLES}.")],
+    yes: Yes = False,
+) -> None:
+    """Gives an account another role and ends its sessions; what it signed stays signed."""
+    from worker.core import accounts
+
+    chosen = _role(role)
+    with opened() as (_, database):
+        with database.read() as session:
+            before = accounts.by_name(session, username).role
+        ask(f"Make {username} {chosen} instead of {before}?", yes)
+        database.run(
+            lambda session: _change(
+                session, username, "role", lambda u: accounts.set_role(session, u, chosen), before=before, after=chosen
+            )
+        )
+    note(f"User {username} is {chosen} from the next login on.")
+
+
+def _role(text: str) -> "Role":
+    from worker.core.records import Role
+
+    try:
+        return Role(text)
+    except ValueError:
+        raise typer.BadParameter(f"a role is {ROLES}") from None
+
+
+def _change(session: "Session", username: str, change: str, apply: "Callable[[User], None]", **detail: str) -> None:
     from worker.core import accounts, audit
 
     user = accounts.by_name(session, username)
     apply(user)
-    audit.append(session, f"user_{change}", actor=actor(), user=user.username)
+    audit.append(session, f"user_{change}", actor=actor(), user=user.username, **detail)
 
 
 def _ask_password(from_stdin: bool) -> str:

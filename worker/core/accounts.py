@@ -91,6 +91,12 @@ def set_disabled(session: Session, user: User, disabled: bool) -> None:
         user.locked_until = None
 
 
+def set_role(session: Session, user: User, role: Role) -> None:
+    """Gives an account another role and ends its sessions; what it signed in the old one stays signed."""
+    user.role = role
+    end_sessions(session, user.id)
+
+
 def end_sessions(session: Session, user_id: str) -> None:
     """Ends every login of one person."""
     session.execute(sa.delete(WebSession).where(WebSession.user_id == user_id))

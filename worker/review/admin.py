@@ -200,7 +200,7 @@ def change_user(
     login: AdminLogin,
     password: Annotated[str, Form(max_length=accounts.LONGEST_PASSWORD)] = "",
 ) -> Response:
-    """Closes or opens an account, or gives it a new password. Roles do not change: a new role is a new account."""
+    """Closes or opens an account, or gives it a new password. Roles change at the terminal: `mu2 user role`."""
 
     def work(session: Session) -> None:
         user = session.get(User, user_id)
