@@ -60,7 +60,10 @@ def main() -> None:
         try:
             result: dict[str, Any] = {"cores": os.cpu_count(), "load_before": os.getloadavg()[0]}
             if options.part != "wheel":
+                spent = cpu_seconds(process.pid)
                 result["readers"] = asyncio.run(read(port, studies, options))
+                spent = cpu_seconds(process.pid) - spent
+                result["readers"]["page_cpu_ms_per_slice"] = round(1000 * spent / result["readers"]["slices"], 2)
             if options.part != "readers":
                 result["wheel"] = wheel(port, studies[0], options.notches_per_second)
         finally:
@@ -102,6 +105,12 @@ def start(folder: Path, port: int) -> subprocess.Popen[bytes]:
             if time.monotonic() > deadline or process.poll() is not None:
                 raise
             time.sleep(0.1)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Seconds that a process has had of the processors, by Linux's /proc: what a slice costs, however busy the machine."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def free_port() -> int:

@@ -1,6 +1,7 @@
 """Who gets in where: every route without a session, with each role, with another's token, with crafted ids."""
 
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
@@ -9,12 +10,13 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
-from fastapi.routing import APIRoute
+from starlette.routing import Route
 
 from tests.review.builders import PASSWORD, Department, Reader
 from worker.core import accounts, audit, studies
 from worker.core.records import AuditEvent, Role, User
 from worker.core.review_records import WebSession
+from worker.review.slices import Looks
 
 OPEN = {"/livez", "/login", "/static/htmx.js", "/static/htmx-sse.js", "/oidc/login", "/oidc/callback"}
 BY_SESSION_ALONE = {"/unlock", "/oidc/unlock"}  # they check the session themselves, because it is locked
@@ -43,7 +45,7 @@ def routes(here: Department) -> list[tuple[str, str]]:
     while pending:
         route = pending.pop()
         pending.extend(getattr(route, "routes", None) or getattr(getattr(route, "original_router", None), "routes", []))
-        if isinstance(route, APIRoute):
+        if isinstance(route, Route) and route.methods:
             found += [(method, route.path) for method in sorted(route.methods)]
     return sorted(set(found))
 
@@ -84,6 +86,7 @@ def stranger(page: str) -> Iterator[httpx.Client]:
 def test_every_route_is_listed_with_its_roles(here: Department) -> None:
     found = routes(here)
     assert len(found) > 40
+    assert any(path.startswith("/studies/{study_id}/volumes/{number") for _, path in found)
     for method, path in found:
         assert path in OPEN | BY_SESSION_ALONE or allowed(method, path), path
 
@@ -217,6 +220,28 @@ def test_closed_account_loses_its_session_at_once(here: Department, study_id: st
     with here.database.write() as session:
         accounts.set_disabled(session, accounts.by_name(session, "reader"), True)
     assert reader.get(f"/studies/{study_id}").status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/lock", "/logout"])
+def test_slices_end_at_once_with_the_session_that_the_page_ends(study_id: str, reader: Reader, path: str) -> None:
+    address = f"/studies/{study_id}/volumes/1/axial/0"
+    cookies = dict(reader.cookies)
+    assert reader.get(address).status_code == 200
+    assert reader.act(path).status_code in {204, 303}
+    assert httpx.get(f"{reader.base_url}{address}", cookies=cookies).status_code == 401
+
+
+def test_slices_end_a_moment_after_another_process_closes_the_account(
+    here: Department, study_id: str, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Looks.SECONDS <= 3
+    monkeypatch.setattr(Looks, "SECONDS", 0.2)
+    address = f"/studies/{study_id}/volumes/1/axial/0"
+    assert reader.get(address).status_code == 200
+    with here.database.write() as session:
+        accounts.set_disabled(session, accounts.by_name(session, "reader"), True)
+    time.sleep(0.25)
+    assert reader.get(address).status_code == 401
 
 
 def test_idle_session_locks_and_its_person_opens_it_again(here: Department, study_id: str, reader: Reader) -> None:

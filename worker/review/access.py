@@ -21,7 +21,7 @@ from worker.core.editing import Reader
 from worker.core.records import Role, User
 from worker.core.review_records import WebSession
 from worker.core.settings import ReviewSettings
-from worker.review.desk import Office, office
+from worker.review.desk import Office, office, office_of
 
 TOUCH_SECONDS = 20.0  # how exactly idleness is known
 CSRF_HEADER = "X-CSRF-Token"
@@ -171,6 +171,11 @@ def _admit(request: Request, found: Office, roles: tuple[Role, ...], touch: bool
     return login
 
 
+def admit_reader(request: Request, found: Office) -> Login:
+    """Lets readers through and raises for everybody else; for a route that remembers the answer for a moment."""
+    return _admit(request, found, READERS, touch=False, form_token="")
+
+
 def touch_session(session: Session, session_id: str) -> None:
     """Notes that the person is there."""
     session.execute(sa.update(WebSession).where(WebSession.id == session_id).values(active_at=studies.now()))
@@ -194,14 +199,11 @@ def _login(row: WebSession, origin: str) -> Login:
 READERS = (Role.RADIOLOGIST, Role.VIEWER)
 """Roles that see studies."""
 
-ADMIT_READER = require(*READERS, touch=False)
-"""Lets readers through and raises for everybody else; for routes that remember its answer for a moment."""
-
 AnyLogin = Annotated[Login, Depends(require())]
 ReaderLogin = Annotated[Login, Depends(require(*READERS))]
-QuietReaderLogin = Annotated[Login, Depends(ADMIT_READER)]
+QuietReaderLogin = Annotated[Login, Depends(require(*READERS, touch=False))]
 QuietLogin = Annotated[Login, Depends(require(touch=False))]
 RadiologistLogin = Annotated[Login, Depends(require(Role.RADIOLOGIST))]
 AdminLogin = Annotated[Login, Depends(require(Role.ADMIN))]
 AuditorLogin = Annotated[Login, Depends(require(Role.AUDITOR, Role.ADMIN))]
-OfficeOf = Annotated[Office, Depends(office)]
+OfficeOf = Annotated[Office, Depends(office_of)]

@@ -74,6 +74,7 @@ def create_app(settings: Settings, database: Database, ring: Ring) -> FastAPI:
 
     app = FastAPI(title="mu2 review", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.state.office = found
+    app.router.routes.append(pixels.SLICE_ROUTE)
     for part in (login, oidc, worklist, study, sentences, acts, pixels, events, admin, quality):
         app.include_router(part.router)
     app.add_api_route("/livez", alive, methods=["GET"])

@@ -108,6 +108,7 @@ def log_out(found: OfficeOf, login: QuietLogin) -> Response:
         audit.append(session, "logout", actor=login.username, origin=login.origin)
 
     found.database.run(end)
+    found.looks.forget()
     response = RedirectResponse("/login", status_code=303)
     response.delete_cookie(access.cookie_name(found.settings.review), path="/", secure=found.settings.review.encrypted)
     response.headers["Clear-Site-Data"] = '"cache"'
@@ -123,6 +124,7 @@ def lock(found: OfficeOf, login: QuietLogin) -> None:
         audit.append(session, "lock", actor=login.username, origin=login.origin)
 
     found.database.run(mark)
+    found.looks.forget()
 
 
 @router.post("/unlock")

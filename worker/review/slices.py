@@ -172,24 +172,32 @@ class SliceCache:
 
 
 class Looks:
-    """What was allowed a moment ago: (session's cookie, study, volume) to the volume's file, for one second."""
+    """What was allowed a moment ago: (session's cookie, study, volume) to the volume's file.
 
-    SECONDS = 1.0
+    An account that another process closes, or a role that it changes, reaches slices at most `SECONDS` later; what this
+    page does itself (log out, lock, close an account) ends them at once, by `forget`.
+    """
+
+    SECONDS = 3.0
     MOST = 4096
 
     def __init__(self) -> None:
         self._until: dict[tuple[str, str, int], tuple[float, Path]] = {}
         self._lock = threading.Lock()
 
-    def get(self, key: tuple[str, str, int]) -> Path | None:
-        """The file, when the same was allowed within the last second."""
-        with self._lock:
-            found = self._until.get(key)
+    def get(self, cookie: str, study_id: str, number: int) -> Path | None:
+        """The file, when the same was allowed a moment ago."""
+        found = self._until.get((cookie, study_id, number))
         return found[1] if found is not None and found[0] > time.monotonic() else None
 
-    def put(self, key: tuple[str, str, int], path: Path) -> None:
+    def put(self, cookie: str, study_id: str, number: int, path: Path) -> None:
         """Notes that this was allowed."""
         with self._lock:
             if len(self._until) >= self.MOST:
                 self._until.clear()
-            self._until[key] = (time.monotonic() + self.SECONDS, path)
+            self._until[(cookie, study_id, number)] = (time.monotonic() + self.SECONDS, path)
+
+    def forget(self) -> None:
+        """Forgets everything: somebody lost a right."""
+        with self._lock:
+            self._until.clear()
