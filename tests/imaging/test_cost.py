@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless
 
 from tests.imaging import synthetic
 from tests.imaging.synthetic import Field, Scan
-from worker.imaging import headers, volume
+from worker.imaging import headers, nifti, stored, volume
 from worker.imaging.headers import Slice
 from worker.imaging.rules import ImagingRules
+from worker.imaging.volume import Volume
 
 THREADS = 2
 RULES = ImagingRules(decode_threads=THREADS)
@@ -50,6 +52,19 @@ def test_peak_memory_is_at_most_one_and_a_half_times_the_result(
 
     slice_bytes = built.hu[0].nbytes
     assert peak <= 1.5 * built.hu.nbytes + THREADS * slice_bytes
+
+
+@pytest.mark.parametrize("write", [stored.save, nifti.write])
+def test_writing_a_volume_takes_no_second_copy_of_it(write: Callable[[Volume, Path], None], tmp_path: Path) -> None:
+    built = volume.build(slices_of(synthetic.write(BIG, tmp_path / "in")), RULES)
+    tracemalloc.start()
+    try:
+        write(built, tmp_path / "out.nii")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak <= 0.2 * built.hu.nbytes
 
 
 def test_a_volume_too_large_for_the_host_says_so_and_may_be_tried_again(tmp_path: Path) -> None:

@@ -95,6 +95,23 @@ def test_nifti_holds_each_voxel_at_its_place(ending: str, a_volume: Volume, tmp_
     np.testing.assert_allclose(image.get_qform(), image.get_sform(), atol=1e-4)
 
 
+def test_equal_volumes_are_equal_nifti_files(a_volume: Volume, tmp_path: Path) -> None:
+    for name in ("one.nii.gz", "another.nii.gz"):
+        nifti.write(a_volume, tmp_path / name)
+
+    assert (tmp_path / "one.nii.gz").read_bytes() == (tmp_path / "another.nii.gz").read_bytes()
+
+
+def test_other_readers_find_each_voxel_at_its_place_in_nifti(a_volume: Volume, tmp_path: Path) -> None:
+    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed")
+    nifti.write(a_volume, tmp_path / "out.nii.gz")
+    image = sitk.ReadImage(str(tmp_path / "out.nii.gz"))
+
+    assert np.array_equal(sitk.GetArrayViewFromImage(image), a_volume.hu)
+    place = np.array(image.TransformIndexToPhysicalPoint((5, 2, 3))) * [-1, -1, 1]
+    np.testing.assert_allclose(place, AFFINE[:3] @ [3, 2, 5, 1], atol=1e-4)
+
+
 def test_nifti_of_another_ending_is_a_wrong_name(a_volume: Volume, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ends in \.nii"):
         nifti.write(a_volume, tmp_path / "out.mha")

@@ -118,7 +118,10 @@ def test_the_order_of_preferences_is_a_setting(a_study: Study) -> None:
     [
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "image type LOCALIZER."),
         ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "MIP"]}, "image type MIP."),
+        ({"ImageType": ["DERIVED", "SECONDARY", "OTHER", "CT_SOM5 MIP"]}, "image type MIP."),
         ({"SeriesDescription": "Dose Report"}, "its description names a localizer"),
+        ({"SeriesDescription": "CT Dose"}, "its description names a localizer"),
+        ({"SeriesDescription": "3D Recon"}, "its description names a localizer"),
         ({"SeriesDescription": "COR THIN MIPS"}, "its description names a localizer"),
         ({"SeriesDescription": "Bolus tracking"}, "its description names a localizer"),
         ({"Modality": "PT"}, "a CT object of another modality than CT."),
@@ -140,6 +143,17 @@ def test_what_is_no_axial_ct_in_hounsfield_units_is_refused_with_its_reason(
 
     assert chosen(choice) == []
     assert why in reason(choice, uid)
+
+
+@pytest.mark.parametrize(
+    "description", ["Low Dose CT Thorax", "LOW-DOSE LUNG", "Body 1.0 AIDR 3D", "Thorax 1.0 for 3D"]
+)
+def test_a_low_dose_scan_is_no_dose_report_and_axial_slices_for_3d_are_no_rendering(
+    description: str, a_study: Study
+) -> None:
+    uid = a_study.add(SeriesDescription=description)
+
+    assert chosen(a_study.choose()) == [uid]
 
 
 def test_coronal_and_sagittal_series_are_not_axial(a_study: Study) -> None:
@@ -238,6 +252,14 @@ def test_the_same_tissue_under_another_name_is_not_reported_twice(a_study: Study
         ("HEADNECK", "", (), 300, ("head", "neck")),
         ("", "CT C-SPINE", (), 200, ("spine",)),
         ("BRAIN", "", (), 140, ("head",)),
+        ("", "CT CHEST ABD PEL W CON", (), 500, ("chest", "abdomen", "pelvis")),
+        ("", "ABD/PELV", (), 400, ("abdomen", "pelvis")),
+        ("", "CT C/A/P", (), 500, ("chest", "abdomen", "pelvis")),
+        ("CHEST_TO_PELVIS", "", (), 500, ("chest", "abdomen", "pelvis")),
+        ("", "TÓRAX", (), 300, ("chest",)),
+        ("", "Schädel nativ", (), 140, ("head",)),
+        ("", "Oberbauch", (), 250, ("abdomen",)),
+        ("", "LWS", (), 200, ("spine",)),
     ],
 )
 def test_regions_come_from_codes_words_and_length(

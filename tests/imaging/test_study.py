@@ -10,7 +10,7 @@ import pytest
 from tests.imaging import synthetic
 from tests.imaging.conftest import files_of
 from tests.imaging.synthetic import Scan
-from worker.core.errors import GeometryError, NothingToReportError, PixelDataError
+from worker.core.errors import GeometryError, InvalidObjectError, NothingToReportError, PixelDataError
 from worker.imaging import study
 from worker.imaging.rules import ImagingRules
 from worker.imaging.series import Cause
@@ -72,6 +72,12 @@ def test_a_study_without_ct_is_skipped_with_the_reason(ct_data: Path) -> None:
         study.build_study([ct_data / "odd" / "seg_for_ct.dcm"], RULES)
 
 
+def test_a_damaged_object_fails_a_study_that_gives_no_volume_without_it(ct_data: Path) -> None:
+    odd = ct_data / "odd"
+    with pytest.raises(InvalidObjectError, match=r"cannot be read: 1\. The CT object has no pixel data.*Segmentation"):
+        study.build_study([odd / "corrupt" / "ct_header_cut.dcm", odd / "seg_for_ct.dcm"], RULES)
+
+
 def test_an_empty_study_is_skipped_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(NothingToReportError, match="holds no readable DICOM object"):
         study.build_study(files_of(tmp_path), RULES)
@@ -97,7 +103,7 @@ def test_an_object_without_patient_id_is_read_like_any_other(ct_data: Path) -> N
 
 
 def test_a_legacy_converted_mask_is_no_ct_in_hounsfield_units(ct_data: Path) -> None:
-    with pytest.raises(PixelDataError, match="The lowest value is 0: no air anywhere"):
+    with pytest.raises(PixelDataError, match="The lowest value is 0: no air and no fat anywhere"):
         study.build_study([ct_data / "odd" / "legacy_enhanced_ct_3frames_23x38.dcm"], replace(RULES, minimum_slices=2))
 
 

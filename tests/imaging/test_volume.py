@@ -119,7 +119,7 @@ def test_any_series_rebuilt_from_shuffled_slices_equals_what_it_was_cut_from(
 ) -> None:
     order = list(range(len(scan.depths)))
     random.Random(seed).shuffle(order)
-    rules = replace(RULES, air_hu_at_most=math.inf)
+    rules = replace(RULES, lowest_hu_at_most=math.inf)
 
     built = build(scan, tmp_path_factory.mktemp("scan"), order, rules)
 
@@ -134,7 +134,7 @@ def test_a_permutation_of_the_files_changes_not_one_bit(
     scan: Scan, seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     slices = slices_of(synthetic.write(scan, tmp_path_factory.mktemp("scan")))
-    rules = replace(RULES, air_hu_at_most=math.inf)
+    rules = replace(RULES, lowest_hu_at_most=math.inf)
     first = volume.build(slices, rules)
     random.Random(seed).shuffle(slices)
 
@@ -321,7 +321,26 @@ def test_values_too_low_for_air_are_marked_without_a_padding_attribute(tmp_path:
 
 def test_a_volume_without_any_air_is_not_in_hounsfield_units(tmp_path: Path) -> None:
     scan = Scan(known=Field(offset=1500, gradient=(0.1, 0.1, 0.1)))
-    with pytest.raises(PixelDataError, match="no air anywhere"):
+    with pytest.raises(PixelDataError, match="no air and no fat anywhere"):
+        build(scan, tmp_path)
+
+
+def test_padding_is_no_air(tmp_path: Path) -> None:
+    scan = Scan(signed=True, intercept=0.0, padding=-2000, known=Field(offset=700, gradient=(1.0, 1.0, 1.0)))
+    with pytest.raises(PixelDataError, match="no air and no fat anywhere"):
+        build(scan, tmp_path)
+
+
+def test_a_volume_of_padding_alone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PixelDataError, match="Every value is padding"):
+        build(Scan(attributes={"RescaleSlope": -1, "RescaleIntercept": -2000}), tmp_path)
+
+
+def test_signed_values_that_the_header_calls_unsigned_are_refused(tmp_path: Path) -> None:
+    crossing_zero = Field(offset=0, gradient=(20.0, 20.0, 20.0))
+    wrong = {"PixelRepresentation": 0, "RescaleIntercept": -1024}
+    scan = Scan(known=crossing_zero, signed=True, intercept=0.0, attributes=wrong)
+    with pytest.raises(PixelDataError, match=r"above 32767, so they are not Hounsfield units.*Pixel Representation"):
         build(scan, tmp_path)
 
 

@@ -1,6 +1,6 @@
 """`mu2 volume`: any folder of DICOM files to Hounsfield volumes, without a database."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +9,7 @@ import typer
 from worker.cli.terminal import Json, note, print_facts, print_json, print_table
 
 if TYPE_CHECKING:
-    from worker.core.errors import StudyError
+    from worker.core.errors import FinalError
     from worker.imaging.headers import Header
     from worker.imaging.rules import ImagingRules
     from worker.imaging.series import Verdict
@@ -41,12 +41,11 @@ def volume_command(
     verdicts: list[dict[str, Any]] = []
     refusals: list[dict[str, Any]] = [] if found else [_refusal("", series.choose([], rules).refusal())]
     for study_uid, members in series.studies(found):
-        made = _build(members, rules)
+        made, facts = _made(members, rules, out, first=len(volumes) + 1)
         verdicts.extend({"study_uid": study_uid, **_told(verdict)} for verdict in made.verdicts)
+        volumes.extend({"study_uid": study_uid, **fact} for fact in facts)
         if made.refusal is not None:
             refusals.append(_refusal(study_uid, made.refusal))
-        for volume in made.volumes:
-            volumes.append({"study_uid": study_uid, **_facts(volume), "file": _write(volume, out, len(volumes) + 1)})
     if out is not None and len(volumes) == 1:
         volumes[0]["file"] = volumes[0]["file"].rename(out)
     report = {
@@ -60,6 +59,17 @@ def volume_command(
         raise typer.Exit(1)
 
 
+def _made(
+    headers: "list[Header]", rules: "ImagingRules", out: Path | None, first: int
+) -> "tuple[StudyVolumes, list[dict[str, Any]]]":
+    """What was decided about one study, and its volumes' facts and files; the volumes themselves are let go."""
+    made = _build(headers, rules)
+    facts = [
+        {**_facts(volume), "file": _write(volume, out, number)} for number, volume in enumerate(made.volumes, first)
+    ]
+    return replace(made, volumes=()), facts
+
+
 def _build(headers: "list[Header]", rules: "ImagingRules") -> "StudyVolumes":
     """The volumes of one study; a study of two patients is a refusal like any other here."""
     from worker.core.errors import PatientMismatchError
@@ -71,7 +81,7 @@ def _build(headers: "list[Header]", rules: "ImagingRules") -> "StudyVolumes":
         return study.StudyVolumes((), (), (), error)
 
 
-def _refusal(study_uid: str, error: "StudyError") -> dict[str, str]:
+def _refusal(study_uid: str, error: "FinalError") -> dict[str, str]:
     return {"study_uid": study_uid, "error": type(error).__name__, "reason": str(error)}
 
 

@@ -1,7 +1,10 @@
 """Write a volume as NIfTI-1, the form that research tools read."""
 
+import gzip
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel
 
@@ -18,19 +21,32 @@ def write(volume: Volume, path: Path | str) -> None:
     """
     path = Path(path)
     ending = _ending(path)
-    array = volume.compact_hu().transpose(2, 1, 0)
+    kind = volume.compact_type()
     affine = volume.affine[:, [2, 1, 0, 3]]
-    image = nibabel.Nifti1Image(array, affine)
-    image.header.set_xyzt_units("mm")
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(kind)
+    header.set_data_shape(volume.hu.shape[::-1])
+    header.set_slope_inter(1.0, 0.0)
+    header.set_xyzt_units("mm")
+    header.set_qform(affine, code=1)
+    header.set_sform(affine, code=1)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".nifti-") as folder:
-            unfinished = Path(folder) / f"volume{ending}"
-            nibabel.save(image, unfinished)
+            unfinished = Path(folder) / "volume"
+            with unfinished.open("wb") as plain, _compressed(plain, ending) as file:
+                header.write_to(file)
+                for plane in volume.planes(kind):
+                    file.write(plane.data)
             unfinished.replace(path)
     except OSError as error:
         raise StoreUnavailableError(f"The NIfTI file cannot be written: {error.strerror or 'output error'}.") from error
+
+
+def _compressed(plain: BinaryIO, ending: str) -> AbstractContextManager[BinaryIO | gzip.GzipFile]:
+    """The stream to write to; neither its name nor a time gets into it, so that equal volumes are equal files."""
+    if ending == ".nii":
+        return nullcontext(plain)
+    return gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=plain, mtime=0)
 
 
 def numbered(path: Path, number: int) -> Path:

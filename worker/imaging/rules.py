@@ -61,20 +61,21 @@ class ImagingRules:
         "OVERLAY",
         "SEGMENTATION",
     )
-    """Values of Image Type (or Frame Type) that no axial CT series carries."""
+    """Values of Image Type (or Frame Type), or words of them, that no axial CT series carries: "CT_SOM5 MIP" has two."""
     never_descriptions: tuple[str, ...] = (
         r"\bscouts?\b",
         r"\btopogram",
         r"\blocali[sz]er",
         r"\bsurview",
         r"\bscanogram",
-        r"\bdose\b",
+        r"\bdos(e|is)\W?(report|info|record|summary|sheet|page|protocol|bericht)",
+        r"^\W*((ct|radiation|exam|patient)\W)?dos(e|is)\W*$",
         r"\bpatient protocol\b",
         r"\bexam summary\b",
         r"\bscreen ?(save|capture|shot)",
         r"\b(t|thick |thin )?(mip|minip)s?\b",
         r"\bvrt?\b",
-        r"\b3d\b",
+        r"(?<!aidr.)(?<!for.)\b3d\b",
         r"\bbolus ?(track|trigger|timing)",
         r"\bsmart ?prep",
         r"\bpre-?monitoring\b",
@@ -82,7 +83,10 @@ class ImagingRules:
         r"\btest ?bolus\b",
         r"\bperfusion\b",
     )
-    """Regular expressions over Series Description and Protocol Name of a series; a match is never reported."""
+    """Regular expressions over Series Description; a match is never reported.
+
+    Low dose is no dose report, and AIDR 3D (Canon) and "for 3D" name axial slices: such series are reported.
+    """
     maximum_plane_degrees: float = 35.0
     """Farthest that a slice's normal may lean from the patient's long axis for the series to count as axial."""
     uniform_mm: float = 0.1
@@ -99,12 +103,24 @@ class ImagingRules:
     """Largest gantry tilt that is corrected by shearing."""
     maximum_voxels: int = 2_000_000_000
     """More than this (8 GB) is no scan of a patient but a wrong or hostile header."""
-    air_hu_at_most: float = -300.0
-    """A CT shows air somewhere: a volume without one voxel this low is not in Hounsfield units."""
+    lowest_hu_at_most: float = -50.0
+    """A CT shows air or at least fat: a volume without one measured voxel this low is not in Hounsfield units."""
+    highest_hu: float = 32767.0
+    """No scanner's scale goes beyond; more than `impossible_fraction` of voxels that do were stored with another sign."""
+    impossible_fraction: float = 0.01
     padding_hu_at_most: float = -1500.0
     """No tissue or air is this low: such voxels are marked as padding even without a Pixel Padding Value."""
     decode_threads: int = 0
     """Threads that decode slices; 0 means one a processor core."""
+
+    def never_in(self, image_type: tuple[str, ...]) -> str:
+        """The first value or word of an Image Type that is never reported; empty when there is none."""
+        never = {value.upper() for value in self.never_image_types}
+        for value in image_type:
+            for word in (value.upper(), *value.upper().split()):
+                if word in never:
+                    return word
+        return ""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.preferences if name not in PREFERENCES]

@@ -168,10 +168,9 @@ def _wrong_kind(stack: Stack, rules: ImagingRules) -> str:
         return "a CT object of another modality than CT."
     if header.samples != 1 or header.photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
         return "a colour picture, not CT values."
-    never = {value.upper() for value in rules.never_image_types}
-    for value in stack.slices[0].image_type if stack.slices else ():
-        if value.upper() in never:
-            return f"image type {value.upper()}."
+    never = rules.never_in(stack.slices[0].image_type if stack.slices else ())
+    if never:
+        return f"image type {never}."
     for pattern in rules.never_descriptions:
         if re.search(pattern, header.series_description, re.IGNORECASE):
             return "its description names a localizer, dose report, projection, rendering or monitoring scan."

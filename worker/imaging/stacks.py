@@ -67,13 +67,12 @@ class Stack:
 
 def split(headers: Sequence[Header], rules: ImagingRules) -> list[Stack]:
     """Split objects into stacks: by series, then by what cannot share a volume, then by phase where positions repeat."""
-    never = frozenset(value.upper() for value in rules.never_image_types)
     by_series: dict[tuple[str, ...], list[Header]] = {}
     for header in headers:
         by_series.setdefault(_series_key(header), []).append(header)
     found: list[Stack] = []
     for key in sorted(by_series):
-        found.extend(_stacks_of_series(by_series[key], never))
+        found.extend(_stacks_of_series(by_series[key], rules))
     return found
 
 
@@ -86,7 +85,7 @@ def _series_key(header: Header) -> tuple[str, ...]:
     return ("~", header.study_uid, header.frame_of_reference, number, header.series_description, kind)
 
 
-def _stacks_of_series(headers: Sequence[Header], never: frozenset[str]) -> list[Stack]:
+def _stacks_of_series(headers: Sequence[Header], rules: ImagingRules) -> list[Stack]:
     first = headers[0]
     if first.sop_class_uid not in CT_CLASSES:
         return [Stack(first, (), objects=len(headers))]
@@ -105,7 +104,7 @@ def _stacks_of_series(headers: Sequence[Header], never: frozenset[str]) -> list[
             _nearest(piece.orientation, orientations),
             piece.position is None,
             piece.image_type[:3],
-            never.isdisjoint(value.upper() for value in piece.image_type),
+            not rules.never_in(piece.image_type),
             piece.kernel,
             owners[piece.path, piece.frame].frame_of_reference,
             owners[piece.path, piece.frame].photometric,

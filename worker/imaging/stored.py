@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from worker.core.errors import InvalidObjectError, StoreUnavailableError
@@ -33,7 +34,6 @@ def save(volume: Volume, path: Path | str) -> None:
         "instance_uids": volume.instance_uids,
     }
     arrays: dict[str, NDArray[np.generic]] = {
-        "hu": volume.compact_hu(),
         "affine": volume.affine,
         "facts": np.frombuffer(json.dumps(facts).encode("utf-8"), dtype=np.uint8),
     }
@@ -42,7 +42,11 @@ def save(volume: Volume, path: Path | str) -> None:
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".volume-", delete=False) as file:
             try:
-                np.savez(file, allow_pickle=False, **arrays)
+                with zipfile.ZipFile(file, "w") as archive:
+                    _write_hu(volume, archive)
+                    for name, array in arrays.items():
+                        with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                            npy.write_array(member, array, allow_pickle=False)
                 file.flush()
                 os.fsync(file.fileno())
                 Path(file.name).replace(path)
@@ -52,6 +56,15 @@ def save(volume: Volume, path: Path | str) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise StoreUnavailableError(f"The volume cannot be written: {error.strerror or 'output error'}.") from error
+
+
+def _write_hu(volume: Volume, archive: zipfile.ZipFile) -> None:
+    kind = volume.compact_type()
+    with archive.open("hu.npy", "w", force_zip64=True) as member:
+        facts = {"descr": npy.dtype_to_descr(kind), "fortran_order": False, "shape": volume.hu.shape}
+        npy.write_array_header_1_0(member, facts)
+        for plane in volume.planes(kind):
+            member.write(plane.data)
 
 
 def load(path: Path | str) -> Volume:

@@ -1,10 +1,10 @@
 """The journey from files to volumes: read headers, choose, build, and fall back where a chosen series does not build."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.core.errors import GeometryError, PixelDataError, StudyError
+from worker.core.errors import FinalError, GeometryError, InvalidObjectError, NothingToReportError, PixelDataError
 from worker.imaging import volume
 from worker.imaging.headers import Header, Unreadable, read_headers
 from worker.imaging.rules import ImagingRules
@@ -19,7 +19,7 @@ class StudyVolumes:
     volumes: tuple[Volume, ...]
     verdicts: tuple[Verdict, ...]
     unreadable: tuple[Unreadable, ...]
-    refusal: StudyError | None = None
+    refusal: FinalError | None = None
     """Why there is no volume; None when there is one."""
 
 
@@ -44,8 +44,9 @@ def examine(paths: Iterable[Path | str], rules: ImagingRules) -> Examination:
 def build_study(paths: Iterable[Path | str], rules: ImagingRules) -> StudyVolumes:
     """From the stored objects of one study to its volumes.
 
-    Raises NothingToReportError, GeometryError or PixelDataError when no volume can be had, PatientMismatchError when the
-    objects are of two patients, StoreUnavailableError when a file cannot be read, InsufficientMemoryError.
+    Raises NothingToReportError, GeometryError, PixelDataError or InvalidObjectError when no volume can be had,
+    PatientMismatchError when the objects are of two patients, StoreUnavailableError when a file cannot be read,
+    InsufficientMemoryError.
     """
     return build_examined(examine(paths, rules), rules)
 
@@ -78,4 +79,15 @@ def assemble(examination: Examination, rules: ImagingRules) -> StudyVolumes:
             refused[stack.key] = (Cause.PIXELS, str(error))
         choice = choose(examination.headers, rules, refused)
     volumes = tuple(built[stack.key] for stack in choice.selected)
-    return StudyVolumes(volumes, choice.verdicts, examination.unreadable, None if volumes else choice.refusal())
+    refusal = None if volumes else _refusal(choice, examination.unreadable)
+    return StudyVolumes(volumes, choice.verdicts, examination.unreadable, refusal)
+
+
+def _refusal(choice: Choice, unreadable: Sequence[Unreadable]) -> FinalError:
+    """Why a study gives no volume. A damaged object may have been part of one, so with it the study fails."""
+    refusal = choice.refusal()
+    if unreadable and isinstance(refusal, NothingToReportError):
+        return InvalidObjectError(
+            f"Objects of the study that cannot be read: {len(unreadable)}. {unreadable[0].reason} {refusal}"
+        )
+    return refusal

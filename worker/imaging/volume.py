@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -54,17 +54,18 @@ class Volume:
         slice_mm, row_mm, column_mm = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(slice_mm), float(row_mm), float(column_mm)
 
-    def compact_hu(self) -> NDArray[np.int16] | NDArray[np.float32]:
-        """The values as int16 when nothing is lost by it, else as they are; slice by slice, to make no second float copy."""
+    def compact_type(self) -> np.dtype[np.generic]:
+        """int16 when the values lose nothing by it, else float32."""
         limits = np.iinfo(np.int16)
-        whole = np.empty(self.hu.shape, dtype=np.int16)
-        for index, plane in enumerate(self.hu):
-            if plane.min() < limits.min or plane.max() > limits.max:
-                return self.hu
-            np.copyto(whole[index], plane, casting="unsafe")
-            if not np.array_equal(whole[index], plane):
-                return self.hu
-        return whole
+        for plane in self.hu:
+            if plane.min() < limits.min or plane.max() > limits.max or (plane != np.rint(plane)).any():
+                return np.dtype(np.float32)
+        return np.dtype(np.int16)
+
+    def planes(self, kind: np.dtype[np.generic]) -> Iterator[NDArray[np.generic]]:
+        """The slices one by one in another type, so that a file is written without a second copy of the volume."""
+        for plane in self.hu:
+            yield np.ascontiguousarray(plane, dtype=kind)
 
 
 def build_stack(stack: Stack, rules: ImagingRules) -> Volume:
@@ -141,6 +142,7 @@ class _Canvas:
         self.hu: NDArray[np.float32] = np.empty(grid.shape, dtype=np.float32)
         self.padding: NDArray[np.bool_] | None = None
         self._lowest = np.inf
+        self._impossible = 0
         self._lock = threading.Lock()
         self._slice_locks = [threading.Lock() for _ in range(grid.shape[0])]
         self._painted = [False] * grid.shape[0]
@@ -158,10 +160,17 @@ class _Canvas:
                 raise
 
     def check_hounsfield(self) -> None:
-        if self._lowest > self.rules.air_hu_at_most:
+        if np.isinf(self._lowest):
+            raise PixelDataError("Every value is padding: nothing was measured. Check Rescale Slope and Intercept.")
+        if self._lowest > self.rules.lowest_hu_at_most:
             raise PixelDataError(
-                f"The lowest value is {self._lowest:.0f}: no air anywhere, so the values are not Hounsfield units. "
-                "Check Rescale Slope and Intercept at the sender."
+                f"The lowest value is {self._lowest:.0f}: no air and no fat anywhere, so the values are not Hounsfield "
+                "units. Check Rescale Slope and Intercept at the sender."
+            )
+        if self._impossible > self.rules.impossible_fraction * self.hu.size:
+            raise PixelDataError(
+                f"{self._impossible / self.hu.size:.0%} of the values are above {self.rules.highest_hu:.0f}, so they are not "
+                "Hounsfield units. Check Pixel Representation (0028,0103) at the sender."
             )
 
     def _paint(self, placement: Placement, files: "_Files") -> None:
@@ -182,9 +191,8 @@ class _Canvas:
         out = self.hu[placement.targets[0][0]] if whole else np.empty(stored.shape, dtype=np.float32)
         _to_hounsfield(stored, source, out)
         lowest = float(out.min())
-        with self._lock:
-            self._lowest = min(self._lowest, lowest)
         mask = _padded(stored, source, out, lowest, self.rules.padding_hu_at_most)
+        self._note_range(source, out, lowest, mask)
         if moved:
             out, mask = _shift(out, mask, placement, size)
         for target, weight in placement.targets:
@@ -192,6 +200,22 @@ class _Canvas:
                 self._add(target, weight, out)
             if mask is not None:
                 self._mark(target, mask)
+
+    def _note_range(
+        self, source: Slice, hu: NDArray[np.float32], lowest: float, mask: NDArray[np.bool_] | None
+    ) -> None:
+        """Remember what one slice says about the unit of the values; padding says nothing."""
+        if mask is not None:
+            lowest = float(hu.min(where=~mask, initial=np.inf))
+        slope, intercept = _rescale(source)
+        highest_stored = 2 ** (source.pixels.bits_stored - source.pixels.signed)
+        impossible = 0
+        if abs(slope) * highest_stored + intercept > self.rules.highest_hu:
+            above = hu > self.rules.highest_hu
+            impossible = int(np.count_nonzero(above if mask is None else above & ~mask))
+        with self._lock:
+            self._lowest = min(self._lowest, lowest)
+            self._impossible += impossible
 
     def _add(self, target: int, weight: float, hu: NDArray[np.float32]) -> None:
         """Add a weighted slice; a target gets at most two, whose sum does not depend on their order."""
