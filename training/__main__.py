@@ -21,6 +21,7 @@ def main() -> None:
         from training import (
             ablate,
             commands,
+            contrast,
             evaluation_commands,
             floors_command,
             phantom_model,
@@ -30,6 +31,7 @@ def main() -> None:
 
         commands.mount(app)
         evaluation_commands.mount(app)
+        app.command()(contrast.contrast)
         app.command()(floors_command.floors)
         app.command()(smoke.smoke)
         app.command("mu2-phantom")(phantom_model.mu2_phantom)
