@@ -88,7 +88,7 @@ class Association(threading.Thread):
         try:
             ending = self._serve()
         except ProtocolError as error:
-            log.warning("protocol_error", association_id=str(self.number), address=self.address, reason=str(error))
+            log.warning("protocol_error", association_id=str(self.number), address=self.address, reason=error)
             self._abort(error.reason)
             ending = Ending.PROTOCOL_ERROR
         except PeerStalledError:

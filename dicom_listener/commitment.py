@@ -275,9 +275,7 @@ class CommitmentService:
         for row in due:
             peer = next((p for p in self._settings.peers if p.ae_title.strip() == row.calling_ae and p.port), None)
             if peer is None:
-                log.warning(
-                    "commitment_undeliverable", commitment_id=row.id, reason="the peer has no port in the settings"
-                )
+                log.warning("commitment_peer_without_port", commitment_id=row.id)
                 self._finish(row.id, CommitmentState.FAILED)
                 continue
             report = self._database.run(lambda session, row=row: self._resolve(session, row))  # type: ignore[misc]

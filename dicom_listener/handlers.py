@@ -135,7 +135,7 @@ class StoreSink:
             self._guarded(self._store)
         self._services.metrics.instances.labels(self._status.name.lower()).inc()
         if self._status is not Status.SUCCESS:
-            log.warning("instance_refused", association_id=str(self._sender.association), status=self._status.name)
+            log.warning("instance_refused", association_id=str(self._sender.association), status=self._status)
         return self._status
 
     def abandon(self) -> None:

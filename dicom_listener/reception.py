@@ -52,7 +52,7 @@ class Refusals:
             if len(self._noted) >= MOST_REFUSALS_REMEMBERED:
                 self._noted.clear()
             self._noted[key] = (time.monotonic(), 0)
-        log.warning("association_refused", address=address, reason=refused.reason.value, count=repeats)
+        log.warning("association_refused", address=address, reason=refused.reason, count=repeats)
         try:
             self._database.run(
                 lambda session: audit.append(

@@ -227,7 +227,7 @@ def _write_messages(session: Session, means: Means, version: ReportVersion) -> t
         except ReportError as error:
             unwritable[destination.name] = str(error)
             means.metrics.unwritable.labels(destination.name).inc()
-            log.warning("message_unwritable", destination=destination.name, reason=str(error))
+            log.warning("message_unwritable", destination=destination.name, reason=error)
     return written, unwritable
 
 

@@ -184,4 +184,4 @@ def _ring(worker: WorkerProcess, queue: str, subject: str) -> None:
     try:
         worker.doorbell.ring(queue, subject)
     except BrokerUnavailableError as error:
-        log.warning("ring_failed", queue=queue, reason=str(error))  # the sweep rings when the broker is back
+        log.warning("ring_failed", queue=queue, error=type(error).__name__)  # the sweep rings when the broker is back

@@ -50,7 +50,7 @@ class Office:
             try:
                 self.ring_queue(queue, subject)
             except BrokerUnavailableError as error:
-                log.warning("broker_unavailable", queue=queue, reason=str(error))
+                log.warning("broker_unavailable", queue=queue, error=type(error).__name__)
 
 
 def office(request: Request) -> Office:

@@ -17,7 +17,7 @@ from worker.core import studies
 from worker.core.database import Database
 from worker.core.errors import DatabaseUnavailableError
 from worker.core.records import Message, Report, ReportVersion, Study
-from worker.core.review_records import Presence, WorkingCopy
+from worker.core.review_records import Communication, EvidenceRequest, Presence, WorkingCopy
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +49,7 @@ class Hub:
                     for queue in self._subscribers if changed else ():
                         queue.put_nowait(changed)
                 except DatabaseUnavailableError as error:
-                    log.warning("database_unavailable", reason=str(error))
+                    log.warning("database_unavailable", error=type(error).__name__)
             else:
                 since = studies.now()
             with contextlib.suppress(TimeoutError):
@@ -109,6 +109,12 @@ def _changes(since: datetime) -> list[sa.Select[Any, Any]]:
         of_report.join(WorkingCopy, WorkingCopy.report_id == Report.id)
         .add_columns(WorkingCopy.changed_at)
         .where(WorkingCopy.changed_at >= since),
+        of_version.join(EvidenceRequest, EvidenceRequest.version_id == ReportVersion.id)
+        .add_columns(EvidenceRequest.done_at)
+        .where(EvidenceRequest.done_at >= since),
+        of_report.join(Communication, Communication.report_id == Report.id)
+        .add_columns(Communication.recorded_at)
+        .where(Communication.recorded_at >= since),
         of_message.add_columns(Message.sent_at).where(Message.sent_at >= since),
         of_message.add_columns(Message.acknowledged_at).where(Message.acknowledged_at >= since),
     ]
