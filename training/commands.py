@@ -103,18 +103,16 @@ def vision(
     out: Out,
     cache: Cache = DEFAULT_CACHE,
     steps: Annotated[int, typer.Option(min=1, help="Steps on chunks.")] = VisionSettings.steps,
-    patch_steps: Annotated[
-        int, typer.Option(min=0, help="Steps on single patches before.")
-    ] = VisionSettings.patch_steps,
     batch: Annotated[int, typer.Option(min=1)] = VisionSettings.batch_size,
     lr: Annotated[float, typer.Option()] = VisionSettings.learning_rate,
     score_every: Annotated[int, typer.Option(min=1)] = VisionSettings.score_every,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
     """Teach the vision tower the voxel labels of phantoms (`phantoms --format numpy`); watch the held-out cell F1."""
     use_threads(threads)
-    settings = VisionSettings(steps, patch_steps, batch, lr, score_every=score_every, seed=seed)
+    settings = VisionSettings(steps, batch, lr, score_every=score_every, seed=seed, bf16=bf16)
     cases = read_manifests(data)
     provenance = collect("vision", seed, cases, vars(settings), model)
     with progress_bar() as bar:

@@ -168,7 +168,11 @@ def check(cases: Sequence[Case], compare_contents: bool = True) -> ManifestRepor
     found = [
         Problem("missing file", "Correct the paths or take these cases out.", tuple(_missing(cases))),
         Problem("empty text", "Every case needs a question and an answer.", tuple(_empty(cases))),
-        Problem("duplicate case", "The same id, or the same question about the same image.", tuple(_duplicates(cases))),
+        Problem(
+            "duplicate case",
+            "The same id, or one question and answer twice about an image.",
+            tuple(_duplicates(cases)),
+        ),
         Problem("patient in two splits", "Split by patient.", tuple(_leaks(cases, lambda case: case.patient_id))),
         Problem("study in two splits", "Split by patient.", tuple(_leaks(cases, lambda case: case.study_id))),
     ]
@@ -190,8 +194,8 @@ def _empty(cases: Sequence[Case]) -> list[str]:
 
 def _duplicates(cases: Sequence[Case]) -> list[str]:
     ids = Counter(case.case_id for case in cases)
-    asked = Counter((case.image, case.question) for case in cases)
-    return [case.case_id for case in cases if ids[case.case_id] > 1 or asked[case.image, case.question] > 1]
+    told = Counter((case.image, case.question, case.answer) for case in cases)
+    return [c.case_id for c in cases if ids[c.case_id] > 1 or told[c.image, c.question, c.answer] > 1]
 
 
 def _leaks(cases: Sequence[Case], key: Callable[[Case], str]) -> list[str]:

@@ -4,17 +4,20 @@ A failed generation is an empty draft: it scores 0 everywhere and is counted. Ev
 intervals and tests need no second implementation.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from training.green import Judge, Verdict
+from training.metrics import ct_labels
 from training.metrics import findings as finding_scores
 from training.metrics import text as text_scores
 from training.metrics.bertscore import bert_scores
+from training.metrics.ct_labels import LabelClassifier
 from training.metrics.findings import CaseCounts, Stated, compare
 from training.metrics.statistics import bootstrap_interval, paired_randomisation
 
@@ -34,6 +37,8 @@ class ScoredCase:
     verdict: Verdict | None
     judged: bool
     figures: dict[str, float] = field(default_factory=dict)
+    ct_labels: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None
+    """CT-RATE's 18 labels: (18,) as they are true and (18,) as the draft states them."""
 
 
 def mean_of(name: str) -> Callable[[Sequence[ScoredCase]], float | None]:
@@ -88,6 +93,29 @@ def normal_false_positive_rate(cases: Sequence[ScoredCase]) -> float | None:
     return finding_scores.false_positive_rate_on_normals([t for t, _ in known], [c for _, c in known])
 
 
+def _ct_labels(cases: Sequence[ScoredCase]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+    pairs = [case.ct_labels for case in cases if case.ct_labels is not None]
+    return (np.stack([true for true, _ in pairs]), np.stack([said for _, said in pairs])) if pairs else None
+
+
+def ct_label_f1(cases: Sequence[ScoredCase]) -> dict[str, float]:
+    """F1 of each of CT-RATE's labels that occurs."""
+    labels = _ct_labels(cases)
+    return {} if labels is None else ct_labels.label_f1(*labels)
+
+
+def ct_label_macro_f1(cases: Sequence[ScoredCase]) -> float | None:
+    """Mean F1 over CT-RATE's labels that occur; None when they were not read."""
+    f1 = ct_label_f1(cases)
+    return float(np.mean(list(f1.values()))) if f1 else None
+
+
+def ct_label_micro_f1(cases: Sequence[ScoredCase]) -> float | None:
+    """F1 over all of CT-RATE's labels at once; None when they were not read."""
+    labels = _ct_labels(cases)
+    return None if labels is None else ct_labels.micro_f1(*labels)
+
+
 SCORES: dict[str, Callable[[Sequence[ScoredCase]], float | None]] = {
     "finding_micro_f1": finding_micro_f1,
     "finding_macro_f1": finding_macro_f1,
@@ -105,6 +133,8 @@ SCORES: dict[str, Callable[[Sequence[ScoredCase]], float | None]] = {
     "meteor": mean_of("meteor"),
     "bertscore": mean_of("bertscore"),
     "bertscore_rescaled": mean_of("bertscore_rescaled"),
+    "ct_label_macro_f1": ct_label_macro_f1,
+    "ct_label_micro_f1": ct_label_micro_f1,
 }
 """Every score with an interval, by the key it has in the JSON."""
 
@@ -141,6 +171,7 @@ class Evaluation:
             "distinct_report_ratio": len(drafts) / len(self.cases),
             "finding_f1_by_type": finding_scores.kind_f1(_counts(self.cases)),
             "recall_by_size": finding_scores.recall_by_size(_counts(self.cases)),
+            "ct_label_f1": ct_label_f1(self.cases),
             "intervals": {name: interval for name, interval in intervals.items() if interval is not None},
             "notes": list(self.notes),
         }
@@ -152,11 +183,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Options:
-    """What to count: a reader of phantom reports, a judge, a folder for BERTScore."""
+    """What to count: a reader of phantom reports, a judge, a folder for BERTScore, a reader of CT-RATE's labels."""
 
     read: Read | None = None
     judge: Judge | None = None
     bert_folder: Path | None = None
+    classifier: LabelClassifier | None = None
     shuffle_seed: int = 0
 
 
@@ -165,8 +197,12 @@ def evaluate(
     references: Sequence[tuple[str, str, Sequence[Stated] | None]],
     candidates: Sequence[str],
     options: Options,
+    classes: Sequence[Mapping[str, int] | None] = (),
 ) -> Evaluation:
-    """Score drafts: `references` are (case id, text, true findings or None), `candidates` the drafts in the same order."""
+    """Score drafts: `references` are (case id, text, true findings or None), `candidates` the drafts in the same order.
+
+    `classes` are the whole-volume labels of the cases as a data set publishes them, in the same order or empty.
+    """
     notes = []
     use_meteor = True
     try:
@@ -181,6 +217,8 @@ def evaluate(
         for row, raw, rescaled in zip(figures, bert.raw, bert.rescaled, strict=True):
             row |= {"bertscore": raw, "bertscore_rescaled": rescaled}
     said = [tuple(options.read(text)) if options.read else () for text in candidates]
+    labels, note = _read_labels([text for _, text, _ in references], candidates, classes, options.classifier)
+    notes += note
     other = _derangement(len(candidates), options.shuffle_seed)
     cases = []
     for index, ((case_id, reference, truth), candidate) in enumerate(zip(references, candidates, strict=True)):
@@ -196,9 +234,27 @@ def evaluate(
                 verdict=None if options.judge is None or not candidate else options.judge.judge(reference, candidate),
                 judged=options.judge is not None,
                 figures=figures[index],
+                ct_labels=labels[index] if labels else None,
             )
         )
     return Evaluation(name, tuple(cases), tuple(notes), "" if options.judge is None else options.judge.name)
+
+
+def _read_labels(
+    references: Sequence[str],
+    candidates: Sequence[str],
+    classes: Sequence[Mapping[str, int] | None],
+    classifier: LabelClassifier | None,
+) -> tuple[list[tuple[NDArray[np.bool_], NDArray[np.bool_]]], list[str]]:
+    """(true, stated) labels of every case and what to note about them; the truth is the published one where it is known."""
+    known = [ct_labels.published(row) for row in classes]
+    if classifier is None:
+        reason = "CT-RATE's 18 labels left out: name a folder of RadBERT by --radbert"
+        return [], [reason] if any(row is not None for row in known) else []
+    said, read = classifier.read(candidates), classifier.read(references)
+    if known and all(row is not None for row in known):
+        return [(true, drafted) for true, drafted in zip(known, said, strict=True) if true is not None], []
+    return list(zip(read, said, strict=True)), ["CT-RATE's 18 labels are those that RadBERT reads in the references"]
 
 
 def _text_figures(reference: str, candidate: str, use_meteor: bool) -> dict[str, float]:

@@ -30,6 +30,7 @@ from training.drafting import DraftedCase, Drafter, write_drafts
 from training.endpoint import Endpoint
 from training.evaluate import Evaluation, Options, evaluate
 from training.green import EndpointJudge, Judge, ModelJudge, PhantomJudge
+from training.metrics.ct_labels import LabelClassifier
 from training.metrics.findings import Stated, stated
 from training.metrics.statistics import RESAMPLES
 from training.model_card import SCORES_FILE, write_card
@@ -128,7 +129,11 @@ def preferences(
 
 
 def score_drafts(
-    name: str, drafted: Sequence[DraftedCase], judge: Judge | None, bert_folder: Path | None
+    name: str,
+    drafted: Sequence[DraftedCase],
+    judge: Judge | None,
+    bert_folder: Path | None,
+    classifier: LabelClassifier | None = None,
 ) -> Evaluation:
     """Score the first draft of every case; cases with structured truth are read by the labeler."""
     references = [
@@ -140,8 +145,9 @@ def score_drafts(
         for row in drafted
     ]
     known = all(truth is not None for _, _, truth in references)
-    options = Options(read_phantom_report if known else None, judge, bert_folder)
-    return evaluate(name, references, [row.texts[0] for row in drafted], options)
+    options = Options(read_phantom_report if known else None, judge, bert_folder, classifier)
+    classes = [row.case.labels for row in drafted]
+    return evaluate(name, references, [row.texts[0] for row in drafted], options, classes)
 
 
 def evaluate_command(
@@ -152,6 +158,7 @@ def evaluate_command(
     cached_tokens: CachedTokens = False,
     judge: JudgeName = "phantom",
     bert: Annotated[Path | None, typer.Option(help="Folder of roberta-large for BERTScore.")] = None,
+    radbert: Annotated[Path | None, typer.Option(help="Folder of RadBERT for CT-RATE's 18 labels.")] = None,
     split: Split = None,
     limit: Limit = None,
     batch: Annotated[int, typer.Option(min=1)] = 16,
@@ -167,13 +174,14 @@ def evaluate_command(
     command = shlex.join(["python", "-m", "training", *sys.argv[1:]])
     cases = read_manifests(data, split)[:limit]
     asked = make_judge(judge, device)
+    classifier = None if radbert is None else LabelClassifier.from_pretrained(radbert, device)
     results, figures = [], []
     for folder in model or [SHIPPED]:
         if not (folder / "config.json").is_file():
             raise typer.BadParameter(f"no checkpoint in {folder}: name one by --model")
         drafter = Drafter(folder, source_maker(cache, cases, cached_tokens), batch_size=batch, device=device)
         drafted = draft_with_bar(drafter, cases, folder.name)
-        result = score_drafts(folder.name, drafted, asked, bert)
+        result = score_drafts(folder.name, drafted, asked, bert, classifier)
         told = result.figures(command, resamples)
         results.append(result)
         figures.append(told)

@@ -29,7 +29,6 @@ def mu2_phantom(
     validation: Annotated[int, typer.Option(min=8, help="Phantoms to watch, and to draft preferences on.")] = 400,
     held_out: Annotated[int, typer.Option(min=8, help="Phantoms to score on.")] = 500,
     vision_steps: Annotated[int, typer.Option(min=1)] = 8000,
-    patch_steps: Annotated[int, typer.Option(min=0)] = 6000,
     align_epochs: Annotated[float, typer.Option()] = 5,
     sft_epochs: Annotated[float, typer.Option()] = 25,
     dpo_epochs: Annotated[float, typer.Option()] = 2,
@@ -58,7 +57,6 @@ def mu2_phantom(
         start,
         [*learn, *watch],
         steps=vision_steps,
-        patch_steps=patch_steps,
         lr=VISION_RATE,
         **shared,
     )

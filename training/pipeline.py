@@ -16,18 +16,27 @@ TOWER = "model.vision_tower."
 
 @dataclass(frozen=True)
 class PhantomSet:
-    """One set of phantoms of a chain: its folder's name, its seed (sets of two seeds share no phantom), its size."""
+    """One set of phantoms of a chain: folder, seed (sets of two seeds share no phantom), size, reports of each phantom."""
 
     name: str
     seed: int
     count: int
     split: Split
+    wordings: int = 1
 
 
 def make_sets(out: Path, sets: tuple[PhantomSet, ...], full: bool = False, processes: int | None = None) -> None:
     """Make what is missing of the sets, with voxel labels."""
     for wanted in sets:
-        order = Order(out / wanted.name, wanted.count, wanted.seed, full, ImageFormat.NUMPY, split=wanted.split)
+        order = Order(
+            out / wanted.name,
+            wanted.count,
+            wanted.seed,
+            full,
+            ImageFormat.NUMPY,
+            split=wanted.split,
+            wordings=wanted.wordings,
+        )
         with commands.progress_bar() as bar:
             task = bar.add_task(wanted.name, total=wanted.count)
             for done in generate(order, processes):

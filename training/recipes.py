@@ -31,6 +31,7 @@ class ModelRecipe:
     max_slices: int
     slice_mm: float
     patch: tuple[int, int, int]
+    stem: tuple[int, ...]
     vision_width: int
     vision_layers: int
     vision_heads: int
@@ -54,6 +55,7 @@ RECIPES = {
         max_slices=128,
         slice_mm=4.0,
         patch=(4, 8, 8),
+        stem=(32, 64, 96),
         vision_width=96,
         vision_layers=2,
         vision_heads=4,
@@ -75,6 +77,7 @@ RECIPES = {
         max_slices=64,
         slice_mm=8.0,
         patch=(4, 8, 8),
+        stem=(8, 16, 32),
         vision_width=32,
         vision_layers=1,
         vision_heads=2,
@@ -138,6 +141,7 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, ablati
             "intermediate_size": 4 * recipe.vision_width,
             "image_size": [recipe.chunk_slices, recipe.size, recipe.size],
             "patch_size": list(recipe.patch),
+            "stem_channels": list(recipe.stem),
         },
         tokenizer_config={
             "num_layers": recipe.tokenizer_layers,

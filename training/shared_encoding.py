@@ -11,7 +11,6 @@ each prompt, and instead of `pixel_values` optionally `tower_tokens` (V, C, N, W
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
@@ -60,25 +59,11 @@ def encode_shared(module: Mu2Model, inputs: dict[str, Any]) -> Mu2ImageFeatures:
     volume_of = inputs.pop("question_volumes")
     stored = inputs.pop("tower_tokens", None)
     if stored is not None:
-        tokens = project_tower_tokens(module, stored)
+        tokens = module.projector.project(stored.to(module.projector.fc1.weight.dtype))
     else:
         tokens = module.encode_chunks(inputs.pop("pixel_values"), chunk_mask)
     mask = None if chunk_mask is None else chunk_mask[volume_of]
     return module.gather_tokens(tokens[volume_of], question_ids, question_mask, mask)
-
-
-def pool_tower_tokens(module: Mu2Model, patches: Tensor) -> Tensor:
-    """The part of the projector before its first weight: (L, P, W) patch tokens to (L, N, W)."""
-    projector = module.projector
-    grid = patches.transpose(1, 2).unflatten(2, projector.grid)
-    return F.avg_pool3d(grid, projector.pooling_size).flatten(2).transpose(1, 2)
-
-
-def project_tower_tokens(module: Mu2Model, pooled: Tensor) -> Tensor:
-    """The rest of the projector: (V, C, N, W) to (V, C, N, H)."""
-    projector = module.projector
-    pooled = pooled.to(projector.fc1.weight.dtype)
-    return projector.fc2(F.gelu(projector.fc1(pooled)))
 
 
 def share_encoding(model: Mu2ForConditionalGeneration) -> tuple[SharedEncoding, RemovableHandle]:
@@ -100,5 +85,4 @@ def freeze(model: Mu2ForConditionalGeneration, parts: tuple[str, ...]) -> int:
 def tower_tokens(model: Mu2ForConditionalGeneration, pixels: Tensor) -> Tensor:
     """Pooled tower outputs (C, N, W) of one volume's chunks (C, channels, D, H, W): what the token cache stores."""
     inner = model.model
-    dtype = inner.vision_tower.patch_embedding.weight.dtype
-    return pool_tower_tokens(inner, inner.vision_tower(pixels.to(dtype)))
+    return inner.projector.pool(inner.vision_tower(pixels.to(inner.vision_tower.position_embedding.dtype)))

@@ -17,7 +17,7 @@ from training.preferences import read_pairs
 
 SETS = (PhantomSet("train", 901, 24, Split.TRAIN), PhantomSet("held_out", 902, 12, Split.VALIDATION))
 """Seeds that no other run uses."""
-VISION_STEPS, PATCH_STEPS = 30, 40
+VISION_STEPS = 30
 ALIGN_EPOCHS, SFT_EPOCHS = 5, 60
 RATE = 3e-3
 SAMPLES = 6
@@ -52,7 +52,6 @@ def smoke(
             out / "vision",
             cache,
             VISION_STEPS,
-            PATCH_STEPS,
             lr=RATE,
             score_every=VISION_STEPS,
             threads=threads,

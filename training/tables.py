@@ -44,6 +44,7 @@ PUBLISHED_TABLE_2: dict[str, tuple[float | None, ...]] = {
     "full": (0.279, 0.421, 0.339, 0.249, 0.881),
     "+DPO": (0.336, 0.459, 0.400, None, 0.881),
 }
+GROUPS = ("finding_f1_by_type", "recall_by_size", "ct_label_f1")
 EXTRA_KEYS = ("finding_micro_f1", "finding_macro_f1", "shuffled_finding_micro_f1", "normal_false_positive_rate")
 
 
@@ -89,8 +90,8 @@ def table_2(arms: Sequence[Mapping[str, Any]]) -> str:
 def full_table(figures: Mapping[str, Any]) -> str:
     """Every score of one system with its interval."""
     intervals = figures.get("intervals", {})
-    skipped = {"intervals", "notes", "command", "name", "recall_by_size", "finding_f1_by_type"}
+    skipped = {"intervals", "notes", "command", "name", *GROUPS}
     rows = [[key, shown(value, intervals.get(key))] for key, value in figures.items() if key not in skipped]
-    for group in ("finding_f1_by_type", "recall_by_size"):
+    for group in GROUPS:
         rows += [[f"{group}: {name}", shown(value)] for name, value in figures.get(group, {}).items()]
     return markdown(["score", "value (95 % interval)"], rows)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mu2_model import Mu2ForConditionalGeneration, Mu2Processor
-from mu2_model.vision_tower import Mu2VisionTower, patchify
+from mu2_model.vision_tower import Mu2VisionTower, patch_boxes
 from training.data import Case
 from training.dense_data import FINDINGS, ORGANS, DenseData, positives
 from training.phantoms.vocabulary import FINDING_LABELS
@@ -29,67 +29,39 @@ FOCAL_GAMMA = 2.0
 FOCAL_BIAS = -3.0
 """Starting logit of a finding: a prior of 5 %, so that the first steps are not spent on saying no."""
 POSITIVE_WEIGHT = 4.0
-WHITENING_FLOOR = 1e-4
-"""Components of less variance, as a share of the largest, are noise and are not blown up to unit variance."""
-WHITENING_CHUNKS = 64
-PATCH_BATCH, POOL_CHUNKS, POOL_STEPS = 4096, 160, 40
-"""Patches a step of the warm-up, chunks they are drawn from, and steps before other chunks take their place."""
-PATCH_RATE = 3e-3
+LEAST_CELLS = 4.0
+"""A kind with fewer cells in a batch, or none, weighs as if it had these."""
 HEAD_FILE = "dense_head.safetensors"
 STATE_FILE = "vision_state.pt"
 HISTORY_FILE = "vision_history.json"
 
 
 class DenseModel(nn.Module):
-    """A vision tower and a linear head per patch: organ logits, then finding logits."""
+    """A vision tower with two linear heads: organs and findings of every patch, findings of every box that the projector pools.
 
-    def __init__(self, tower: Mu2VisionTower, width: int):
-        super().__init__()
-        self.tower = tower
-        self.head = nn.Linear(width, ORGANS + FINDINGS)
-        nn.init.normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
-        with torch.no_grad():
-            self.head.bias[ORGANS:] = FOCAL_BIAS
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(L, channels, D, H, W) to logits (L, P, organs + findings)."""
-        return self.head(self.tower(pixels))
-
-    def patchwise(self, patches: Tensor, places: Tensor) -> Tensor:
-        """Logits (n, classes) of single patches (n, voxels) at places (n,) of a chunk: the tower without its attention."""
-        tower = self.tower
-        blocks: Any = tower.blocks
-        x = tower.patch_embedding(patches) + tower.position_embedding[0, places]
-        for block in blocks:
-            x = x + block.fc2(F.gelu(block.fc1(block.norm2(x))))
-        return self.head(tower.norm(x))
-
-    @torch.no_grad()
-    def silence_attention(self) -> None:
-        """Set the attention's output to zero, so that the whole tower says what `patchwise` says; it learns from there."""
-        blocks: Any = self.tower.blocks
-        for block in blocks:
-            block.output.weight.zero_()
-            block.output.bias.zero_()
-
-
-@torch.no_grad()
-def whiten_patches(tower: Mu2VisionTower, pixels: Tensor) -> None:
-    """Start the patch embedding with the principal components of patches (L, channels, D, H, W), scaled to unit variance.
-
-    Patches share one large mean and vary mostly by it: from random weights 1,200 steps were spent on little else. With fewer
-    channels than components the rest keeps its random start.
+    What comes after sees the means of boxes alone, so a finding in one patch must survive the mean.
     """
-    patches = patchify(pixels, tower.patch_size).flatten(0, 1)
-    patches = patches[patches.amax(dim=1) > 0]
-    mean = patches.mean(dim=0)
-    values, vectors = torch.linalg.eigh(torch.cov((patches - mean).T))
-    count = min(tower.patch_embedding.out_features, patches.shape[1])
-    scale = (values[-count:].clamp(min=float(values[-1]) * WHITENING_FLOOR)).rsqrt()
-    weight = (vectors[:, -count:] * scale).T.flip(0)
-    tower.patch_embedding.weight[:count] = weight
-    tower.patch_embedding.bias[:count] = -weight @ mean
+
+    def __init__(self, tower: Mu2VisionTower, width: int, grid: tuple[int, int, int], box: int):
+        super().__init__()
+        self.tower, self.grid, self.box = tower, grid, box
+        self.patch_head = nn.Linear(width, ORGANS + FINDINGS)
+        self.box_head = nn.Linear(width, FINDINGS)
+        for head in (self.patch_head, self.box_head):
+            nn.init.normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+            with torch.no_grad():
+                head.bias[-FINDINGS:] = FOCAL_BIAS
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(L, channels, D, H, W) to logits of patches (L, P, organs + findings) and of boxes (L, N, findings), float32."""
+        tokens = self.tower(pixels)
+        boxes = patch_boxes(tokens, self.grid, self.box).mean(dim=2)
+        return self.patch_head(tokens).float(), self.box_head(boxes).float()
+
+    def box_fractions(self, fractions: Tensor) -> Tensor:
+        """The largest share that a finding fills of any patch of a box: (L, P, findings) to (L, N, findings)."""
+        return patch_boxes(fractions, self.grid, self.box).amax(dim=2)
 
 
 @dataclass(frozen=True)
@@ -100,17 +72,19 @@ class CellScore:
     macro_f1: float
     f1_of: dict[str, float]
     organ_f1: float
+    box_f1: float
 
     def line(self) -> str:
         """One line for the log."""
         kinds = " ".join(f"{name}={value:.2f}" for name, value in self.f1_of.items())
-        return f"cell F1 {self.micro_f1:.3f} (macro {self.macro_f1:.3f}, organs {self.organ_f1:.3f}): {kinds}"
+        sums = f"macro {self.macro_f1:.3f}, boxes {self.box_f1:.3f}, organs {self.organ_f1:.3f}"
+        return f"cell F1 {self.micro_f1:.3f} ({sums}): {kinds}"
 
 
 def finding_loss(logits: Tensor, fractions: Tensor) -> Tensor:
     """Focal loss (Lin et al. 2017, eq. 5, positives weighted) plus soft Dice (Milletari et al. 2016), both on sure cells.
 
-    `logits` and `fractions` are (L, P, findings); Dice counts only the kinds that the batch holds.
+    `logits` and `fractions` are (L, P, findings); both are means over the kinds that the batch holds.
     """
     positive, sure = positives(fractions)
     target, weight = positive.float(), sure.float()
@@ -118,42 +92,52 @@ def finding_loss(logits: Tensor, fractions: Tensor) -> Tensor:
     probability = torch.sigmoid(logits)
     miss = torch.where(positive, 1 - probability, probability)
     scale = torch.where(positive, POSITIVE_WEIGHT, 1.0)
-    focal = (scale * miss**FOCAL_GAMMA * entropy * weight).sum() / target.sum().clamp(min=1)
+    present = target.sum(dim=(0, 1))
+    # A share for every kind: over all cells together, one heart outweighs a hundred nodules.
+    focal = ((scale * miss**FOCAL_GAMMA * entropy * weight).sum(dim=(0, 1)) / present.clamp(min=LEAST_CELLS)).sum()
     probability = probability * weight
     overlap = 2 * (probability * target).sum(dim=(0, 1))
-    total = probability.sum(dim=(0, 1)) + target.sum(dim=(0, 1))
-    held = target.sum(dim=(0, 1)) > 0
+    total = probability.sum(dim=(0, 1)) + present
+    held = present > 0
     dice = (1 - (overlap + 1) / (total + 1))[held].mean() if bool(held.any()) else logits.sum() * 0
-    return focal + dice
+    return focal / held.sum().clamp(min=1) + dice
 
 
-def dense_loss(logits: Tensor, fractions: Tensor) -> Tensor:
-    """The loss of a batch: findings as above, organs by their share of the cell."""
+def dense_loss(model: DenseModel, pixels: Tensor, fractions: Tensor) -> Tensor:
+    """The loss of a batch: findings of patches and boxes as above, organs by their share of the patch."""
+    logits, boxes = model(pixels)
+    findings = fractions[..., ORGANS:]
     organs = F.binary_cross_entropy_with_logits(logits[..., :ORGANS], fractions[..., :ORGANS], reduction="none")
     # Summed over the organs: as a mean they were 25 times too weak, and after 200 steps not one was known.
-    return finding_loss(logits[..., ORGANS:], fractions[..., ORGANS:]) + organs.sum(dim=-1).mean()
+    found = finding_loss(logits[..., ORGANS:], findings) + finding_loss(boxes, model.box_fractions(findings))
+    return found + organs.sum(dim=-1).mean()
 
 
 @torch.no_grad()
 def score_cells(model: DenseModel, data: DenseData, batch_size: int = 32, threshold: float = 0.5) -> CellScore:
     """Cell F1 of a split at one threshold; cells that a finding only grazes do not count."""
     model.eval()
-    counts = torch.zeros(3, FINDINGS)
-    organ_counts = torch.zeros(3)
+    counts, boxes, organ_counts = torch.zeros(3, FINDINGS), torch.zeros(3, FINDINGS), torch.zeros(3, ORGANS)
     for pixels, fractions in data.in_order(batch_size):
-        predicted = torch.sigmoid(model(pixels)) > threshold
-        positive, sure = positives(fractions[..., ORGANS:])
-        said = predicted[..., ORGANS:] & sure
-        counts += torch.stack([(said & positive), (said & ~positive), (~said & positive)]).sum(dim=(1, 2))
-        organ, said = fractions[..., :ORGANS] > threshold, predicted[..., :ORGANS]
-        organ_counts += torch.stack([(said & organ), (said & ~organ), (~said & organ)]).sum(dim=(1, 2, 3))
+        logits, box_logits = (torch.sigmoid(part) > threshold for part in model(pixels))
+        findings, organs = fractions[..., ORGANS:], fractions[..., :ORGANS] > threshold
+        counts += _counts(logits[..., ORGANS:], *positives(findings))
+        boxes += _counts(box_logits, *positives(model.box_fractions(findings)))
+        organ_counts += _counts(logits[..., :ORGANS], organs, torch.ones_like(organs))
     model.train()
     occurring = (counts[0] + counts[2]) > 0
     names = [kind.value for kind in FINDING_LABELS]
     f1 = f1_score(counts)
     f1_of = {names[k]: float(f1[k]) for k in range(FINDINGS) if occurring[k]}
     macro = float(np.mean(list(f1_of.values()))) if f1_of else 0.0
-    return CellScore(float(f1_score(counts.sum(dim=1))), macro, f1_of, float(f1_score(organ_counts)))
+    micro, box, organ = (float(f1_score(part.sum(dim=1))) for part in (counts, boxes, organ_counts))
+    return CellScore(micro, macro, f1_of, organ, box)
+
+
+def _counts(said: Tensor, positive: Tensor, sure: Tensor) -> Tensor:
+    """True positives, false positives, false negatives of every class among the sure cells: (3, classes)."""
+    said = said & sure
+    return torch.stack([(said & positive), (said & ~positive), (~said & positive)]).sum(dim=(1, 2))
 
 
 def f1_score(counts: Tensor) -> Tensor:
@@ -167,10 +151,9 @@ def f1_score(counts: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class VisionSettings:
-    """How long and how fast the vision stage trains: `patch_steps` on single patches, then `steps` of `batch_size` chunks."""
+    """How long and how fast the vision stage trains."""
 
     steps: int = 4000
-    patch_steps: int = 3000
     batch_size: int = STAGES["vision"].batch_size
     learning_rate: float = STAGES["vision"].learning_rate
     weight_decay: float = STAGES["vision"].weight_decay
@@ -178,6 +161,8 @@ class VisionSettings:
     score_every: int = 250
     save_every: int = 25
     seed: int = 0
+    bf16: bool = False
+    """Run tower and heads in bfloat16, weights stay float32: half the time on a processor that has it."""
 
 
 class VisionTraining:
@@ -191,10 +176,11 @@ class VisionTraining:
         vision = self.mu2.config.vision
         self.patch = (vision.patch_size[0], vision.patch_size[1], vision.patch_size[2])
         torch.manual_seed(settings.seed)
-        self.model = DenseModel(self.mu2.model.vision_tower, vision.hidden_size)
+        box = self.mu2.config.tokenizer.projector_pooling_size
+        self.model = DenseModel(self.mu2.model.vision_tower, vision.hidden_size, vision.patch_grid, box)
         head = model_folder / HEAD_FILE
         if head.is_file():
-            self.model.head.load_state_dict(load_file(head))
+            self.model.load_state_dict(load_file(head), strict=False)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
         )
@@ -235,11 +221,16 @@ class VisionTraining:
         partial.replace(self.out / STATE_FILE)
         write_json(self.out / HISTORY_FILE, {"settings": asdict(self.settings), "history": self.history})
 
+    def precision(self) -> torch.autocast:
+        """The context that the model runs in."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bf16)
+
     def one_step(self, data: DenseData) -> float:
         """One optimiser step; the batch is drawn by seed and step, so a resumed run sees the same ones."""
         rng = np.random.default_rng((self.settings.seed, self.step))
         pixels, fractions = data.training_batch(self.settings.batch_size, rng)
-        loss = dense_loss(self.model(pixels), fractions)
+        with self.precision():
+            loss = dense_loss(self.model, pixels, fractions)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -248,55 +239,16 @@ class VisionTraining:
         self.step += 1
         return float(loss.detach())
 
-    def warm_up(self, data: DenseData, progress: Progress) -> None:
-        """Teach embedding, positions and MLPs on single patches of many volumes, before attention joins.
-
-        A step of eight chunks holds eight bodies whose patches are alike; 4,096 patches of 160 chunks say more and cost less.
-        """
-        settings = self.settings
-        rng = np.random.default_rng((settings.seed, 1))
-        whiten_patches(self.model.tower, data.training_batch(WHITENING_CHUNKS, rng)[0])
-        self.model.silence_attention()
-        if not settings.patch_steps:
-            return
-        optimizer = torch.optim.Adam(self.model.parameters(), lr=PATCH_RATE)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PATCH_RATE, total_steps=settings.patch_steps)
-        task = progress.add_task("patches", total=settings.patch_steps)
-        for step in range(settings.patch_steps):
-            if step % POOL_STEPS == 0:
-                pixels, fractions = data.training_batch(min(POOL_CHUNKS, 4 * len(data.chunks)), rng)
-                patches, targets = patchify(pixels, self.patch).flatten(0, 1), fractions.flatten(0, 1)
-                holding = np.flatnonzero(positives(targets[:, ORGANS:])[0].any(dim=1).numpy())
-            drawn = rng.integers(len(patches), size=min(PATCH_BATCH, len(patches)))
-            if len(holding):
-                drawn[: len(drawn) // 4] = rng.choice(holding, len(drawn) // 4)
-            index = torch.from_numpy(drawn)
-            logits = self.model.patchwise(patches[index], index % fractions.shape[1])
-            loss = dense_loss(logits[None], targets[index][None])
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.grad is not None], 1.0)
-            optimizer.step()
-            schedule.step()
-            progress.update(task, completed=step + 1)
-        progress.console.print(f"after {settings.patch_steps} steps on patches: loss {float(loss.detach()):.3f}")
-
     def run(self, data: DenseData, held_out: DenseData, progress: Progress, stop_at: int | None = None) -> None:
         """Train to the end (or to step `stop_at`), scoring the held-out split and saving on the way."""
-        if self.step == 0:
-            self.warm_up(data, progress)
-        if self.step == 0:
-            score = score_cells(self.model, held_out)
-            self.history.append({"step": 0, **asdict(score)})
-            progress.console.print(f"step 0 {score.line()}")
-            self._save()
         task = progress.add_task("vision", total=self.settings.steps, completed=self.step)
         losses: list[float] = []
         while self.step < min(self.settings.steps, stop_at or self.settings.steps):
             losses.append(self.one_step(data))
             progress.update(task, completed=self.step)
             if self.step % self.settings.score_every == 0 or self.step == self.settings.steps:
-                score = score_cells(self.model, held_out)
+                with self.precision():
+                    score = score_cells(self.model, held_out)
                 self.history.append({"step": self.step, "loss": float(np.mean(losses)), **asdict(score)})
                 progress.console.print(f"step {self.step} loss {np.mean(losses):.3f} {score.line()}")
                 losses = []
@@ -309,7 +261,8 @@ class VisionTraining:
         """Write the checkpoint folder: the μ²LLM with the trained tower, and the dense head beside it."""
         self.mu2.save_pretrained(self.out)
         self.processor.save_pretrained(self.out)
-        save_file(self.model.head.state_dict(), self.out / HEAD_FILE)
+        heads = {name: tensor for name, tensor in self.model.state_dict().items() if "head." in name}
+        save_file(heads, self.out / HEAD_FILE)
 
 
 def train_vision(

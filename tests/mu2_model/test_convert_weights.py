@@ -14,7 +14,7 @@ from mu2_model.drafter import ReportDrafter
 from mu2_model.errors import CheckpointError
 from mu2_model.modeling_mu2 import Mu2ForConditionalGeneration
 from mu2_model.processing_mu2 import Mu2Processor
-from mu2_model.vision_tower import Mu2VisionTower, patchify
+from mu2_model.vision_tower import Mu2VisionTower
 from tests.mu2_model.published_reference import Published, write_checkpoint
 
 SMALL = Published(layers=1, vision_layers=1)
@@ -259,8 +259,5 @@ def test_one_channel_weights_see_three_equal_channels_as_one(tmp_path: Path) -> 
     load_vision_tower(three, file)
     chunk = torch.rand(1, 1, 32, 256, 256)
     with torch.no_grad():
-        embedded = [
-            tower.patch_embedding(patchify(chunk.expand(1, tower.num_channels, -1, -1, -1), tower.patch_size))
-            for tower in (one, three)
-        ]
+        embedded = [tower.patch_embedding(chunk.expand(1, tower.num_channels, -1, -1, -1)) for tower in (one, three)]
     assert torch.allclose(embedded[0], embedded[1], atol=1e-5)

@@ -20,6 +20,7 @@ TINY = replace(
     slice_mm=4.0,
     width=32,
     vision_width=16,
+    stem=(8, 8, 16),
     queries=4,
     selected=4,
     max_new_tokens=24,

@@ -11,7 +11,6 @@ from rich.progress import Progress
 from safetensors.torch import load_file
 
 from mu2_model import Mu2ForConditionalGeneration
-from mu2_model.vision_tower import patchify
 from tests.training.conftest import TINY
 from training import ablate, pipeline, recipes
 from training.data import Case, read_manifest
@@ -27,11 +26,10 @@ from training.vision import (
     finding_loss,
     score_cells,
     train_vision,
-    whiten_patches,
 )
 from training.volumes import VolumeCache
 
-SETTINGS = VisionSettings(steps=6, patch_steps=3, batch_size=4, learning_rate=3e-3, score_every=6, save_every=3)
+SETTINGS = VisionSettings(steps=6, batch_size=4, learning_rate=3e-3, score_every=6, save_every=3)
 
 
 @pytest.fixture(scope="module")
@@ -66,48 +64,13 @@ def test_the_vision_stage_changes_the_tower_alone(world: Path, towered: Path) ->
 
 
 def test_the_tower_learns_a_ball_in_a_minute(world: Path, cases: list[Case], tmp_path: Path) -> None:
-    settings = VisionSettings(steps=120, patch_steps=0, batch_size=6, learning_rate=1e-2, score_every=120)
+    settings = VisionSettings(steps=120, batch_size=6, learning_rate=1e-2, score_every=120)
     training = VisionTraining(world / "init", tmp_path, settings)
     data = dense(cases, training, world)
     before = score_cells(training.model, data).micro_f1
     for _ in range(settings.steps):
         training.one_step(data)
     assert score_cells(training.model, data).micro_f1 > max(0.5, before + 0.3)
-
-
-def test_the_patch_embedding_starts_with_white_outputs(world: Path, cases: list[Case], tmp_path: Path) -> None:
-    training = VisionTraining(world / "init", tmp_path, SETTINGS)
-    pixels, _ = dense(cases, training, world).training_batch(16, np.random.default_rng(0))
-    tower = training.model.tower
-    whiten_patches(tower, pixels)
-    patches = patchify(pixels, tower.patch_size).flatten(0, 1)
-    outputs = tower.patch_embedding(patches[patches.amax(dim=1) > 0]).detach()
-    assert float(outputs.mean(dim=0).abs().max()) < 1e-3
-    assert float(outputs[:, :4].var(dim=0).sub(1).abs().max()) < 0.01
-    covariance = torch.cov(outputs.T)
-    assert float((covariance - torch.diag(covariance.diag())).abs().max()) < 0.01
-
-
-def test_without_attention_the_whole_tower_says_what_single_patches_say(
-    world: Path, cases: list[Case], tmp_path: Path
-) -> None:
-    training = VisionTraining(world / "init", tmp_path, SETTINGS)
-    pixels, _ = dense(cases, training, world).training_batch(3, np.random.default_rng(0))
-    training.model.silence_attention()
-    patches = patchify(pixels, training.patch)
-    places = torch.arange(patches.shape[1]).repeat(3)
-    with torch.no_grad():
-        whole = training.model(pixels)
-        single = training.model.patchwise(patches.flatten(0, 1), places).unflatten(0, whole.shape[:2])
-    torch.testing.assert_close(single, whole, atol=1e-5, rtol=1e-4)
-
-
-def test_the_warm_up_on_patches_finds_the_ball(world: Path, cases: list[Case], tmp_path: Path) -> None:
-    settings = VisionSettings(steps=1, patch_steps=300, batch_size=4)
-    training = VisionTraining(world / "init", tmp_path, settings)
-    data = dense(cases, training, world)
-    training.warm_up(data, Progress(disable=True))
-    assert score_cells(training.model, data).micro_f1 > 0.5
 
 
 def test_saying_no_everywhere_is_no_way_out_of_the_loss() -> None:

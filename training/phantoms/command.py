@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from training.phantoms import demo
 from training.phantoms.contact_sheet import write_sheet
-from training.phantoms.generate import SEEDS_A_SET, ImageFormat, Order, Split, generate
+from training.phantoms.generate import MOST_WORDINGS, SEEDS_A_SET, ImageFormat, Order, Split, generate
 from training.phantoms.phantom import make_phantom
 
 NOTES = Console(stderr=True)
@@ -27,6 +27,9 @@ def phantoms(
         bool, typer.Option(help="Store organ and finding labels a voxel (numpy has them always).")
     ] = False,
     split: Annotated[Split, typer.Option(help="Split written to the manifest.")] = Split.TRAIN,
+    wordings: Annotated[
+        int, typer.Option(min=1, max=MOST_WORDINGS, help="Reports of each phantom, in other words.")
+    ] = 1,
     processes: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
     sheet: Annotated[
         Path | None, typer.Option(help="Draw a contact sheet of the first phantoms to this picture.")
@@ -51,7 +54,7 @@ def phantoms(
         write_sheet(drawn, sheet)
         NOTES.print(f"{len(drawn)} phantoms drawn in {sheet}")
     if out is not None:
-        _generate(Order(out, count, seed, full, image_format, labels, split), processes)
+        _generate(Order(out, count, seed, full, image_format, labels, split, wordings), processes)
 
 
 def _generate(order: Order, processes: int | None) -> None:

@@ -20,6 +20,8 @@ from training.phantoms.phantom import Phantom, render
 
 SEEDS_A_SET = 1_000_000
 """Phantom k of set S has seed S * 1,000,000 + k: sets of different seeds never share a phantom."""
+MOST_WORDINGS = 99
+"""More would run into the next stream of random numbers."""
 PROMPT = "Write the report of this CT."
 MANIFEST = "manifest.jsonl"
 
@@ -52,10 +54,14 @@ class Order:
     image_format: ImageFormat = ImageFormat.NIFTI
     labels: bool = False
     split: Split = Split.TRAIN
+    wordings: int = 1
+    """Reports written of each phantom, in other words each time: rows of the manifest that share an image."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.count <= SEEDS_A_SET:
             raise ValueError(f"count must be 1 to {SEEDS_A_SET:,}, not {self.count}")
+        if not 1 <= self.wordings <= MOST_WORDINGS:
+            raise ValueError(f"wordings must be 1 to {MOST_WORDINGS}, not {self.wordings}")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, not {self.seed}")
 
@@ -64,13 +70,13 @@ class Order:
         return f"phantom_{self.seed * SEEDS_A_SET + number:09d}"
 
 
-def manifest_row(case: Case, name: str, image: str | None, split: str) -> dict[str, Any]:
+def manifest_row(case: Case, name: str, image: str | None, split: str, wording: int = 0) -> dict[str, Any]:
     """One line of the manifest: image, prompt, answer, structured labels, ids of patient and study."""
     return {
-        "id": name,
+        "id": f"{name}_{wording}" if wording else name,
         "image": image,
         "prompt": PROMPT,
-        "answer": report.write(case),
+        "answer": report.write(case, wording=wording),
         "labels": [finding.to_dict() for finding in case.findings],
         "regions": [region.value for region in case.scan.regions],
         "patient": dicom.patient_id(case),
@@ -124,15 +130,15 @@ def _write_images(order: Order, name: str, case: Case) -> str | None:
 
 
 def make_one(order: Order, number: int) -> None:
-    """Make phantom `number` of an order; its row is written last, so that a row means that all is there."""
+    """Make phantom `number` of an order; its rows are written last, so that they mean that all is there."""
     name = order.name(number)
     case = draw_case(order.seed * SEEDS_A_SET + number, full=order.full)
     image = _write_images(order, name, case)
-    row = json.dumps(manifest_row(case, name, image, order.split.value), ensure_ascii=False)
+    wordings = [manifest_row(case, name, image, order.split.value, wording) for wording in range(order.wordings)]
     rows = order.folder / "rows"
     rows.mkdir(parents=True, exist_ok=True)
     unfinished = rows / f".{name}.part"
-    unfinished.write_text(row + "\n", encoding="utf-8")
+    unfinished.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in wordings), encoding="utf-8")
     unfinished.replace(rows / f"{name}.json")
 
 
@@ -148,6 +154,7 @@ def _same_order(order: Order) -> None:
         "format": order.image_format.value,
         "labels": order.labels,
         "split": order.split.value,
+        "wordings": order.wordings,
     }
     if kept.exists():
         found = json.loads(kept.read_text(encoding="utf-8"))

@@ -123,10 +123,11 @@ def _present(writer: Writer, present: list[Finding]) -> list[str]:
     return sentences
 
 
-def compose(case: Case, regions: tuple[Region, ...] | None = None) -> Text:
+def compose(case: Case, regions: tuple[Region, ...] | None = None, wording: int = 0) -> Text:
     """The report of a case in parts, of all its regions or of some.
 
-    The wording depends on the seed and the regions asked for, so that a report by region reads as one piece.
+    The words depend on the seed, the regions asked for, so that a report by region reads as one piece, and the number of the
+    wording: the same truth in other words.
 
     Raises ValueError for a region that was not scanned.
     """
@@ -135,7 +136,8 @@ def compose(case: Case, regions: tuple[Region, ...] | None = None) -> Text:
     if missing:
         raise ValueError(f"the scan does not show {', '.join(missing)}; it shows {', '.join(case.scan.regions)}")
     asked = [list(Region).index(region) for region in wanted] if regions is not None else []
-    writer = Writer(np.random.default_rng([case.seed, WORDING_STREAM, int(case.full), *asked]))
+    stream = WORDING_STREAM + wording
+    writer = Writer(np.random.default_rng([case.seed, stream, int(case.full), *asked]))
     by_region = {region: [f for f in case.findings if region_of(f, case.scan.regions) is region] for region in wanted}
     findings = tuple((region, _region_sentences(writer, region, by_region[region])) for region in wanted)
     told = [finding for region in wanted for finding in by_region[region]]
@@ -146,9 +148,9 @@ def compose(case: Case, regions: tuple[Region, ...] | None = None) -> Text:
     return Text(findings, tuple(writer.sentence(phrases.IN_SHORT[finding.kind], finding) for finding in told))
 
 
-def write(case: Case, regions: tuple[Region, ...] | None = None) -> str:
-    """The report of a case as text: `FINDINGS:`, a line a region, `IMPRESSION:`, a line.
+def write(case: Case, regions: tuple[Region, ...] | None = None, wording: int = 0) -> str:
+    """The report of a case as text: `FINDINGS:`, a line a region, `IMPRESSION:`, a line; `wording` chooses the words.
 
     Raises ValueError for a region that was not scanned.
     """
-    return str(compose(case, regions))
+    return str(compose(case, regions, wording))

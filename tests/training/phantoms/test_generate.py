@@ -106,6 +106,20 @@ def test_the_manifest_names_image_prompt_answer_and_labels(tmp_path: Path) -> No
     assert {"prompt", "labels", "patient", "study", "regions"} <= set(row)
 
 
+def test_wordings_are_rows_that_share_an_image(tmp_path: Path) -> None:
+    order = Order(tmp_path, 2, 5, image_format=ImageFormat.NONE, wordings=3)
+    list(generate(order, processes=1))
+    rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["id"] for row in rows[:4]] == [
+        "phantom_005000000",
+        "phantom_005000000_1",
+        "phantom_005000000_2",
+        "phantom_005000001",
+    ]
+    assert len({row["answer"] for row in rows[:3]}) == 3
+    assert len({json.dumps(row["labels"]) for row in rows[:3]}) == 1
+
+
 def test_the_command_makes_phantoms_and_says_where(tmp_path: Path) -> None:
     arguments = [
         "phantoms",

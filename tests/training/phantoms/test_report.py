@@ -52,6 +52,15 @@ def test_the_wording_varies_from_case_to_case() -> None:
     assert len(set(normal)) > 0.9 * len(normal)
 
 
+def test_other_wordings_of_a_case_tell_the_same_truth_in_other_words() -> None:
+    for case in map(draw_case, range(100)):
+        texts = [report.write(case, wording=wording) for wording in range(4)]
+        assert len(set(texts)) == 4
+        assert all(
+            [plain(f) for f in labeler.read(text).findings] == [plain(f) for f in case.findings] for text in texts
+        )
+
+
 def test_a_normal_report_has_no_number_and_no_comparison() -> None:
     for case in map(draw_case, range(300)):
         text = report.write(case).lower()
