@@ -60,8 +60,8 @@ class Means:
 def prepare(means: Means, claim: Claim) -> None:
     """Chooses the series, builds the volumes and stores the model input.
 
-    A study without a CT series to report is recorded as skipped here. Raises `StudyError` for one that cannot be drafted,
-    `StoreUnavailableError`, `InsufficientMemoryError`, `LeaseLostError` when the result came too late.
+    A study without a CT series to report is recorded as skipped here. Raises `StudyError` or `InvalidObjectError` for one
+    that cannot be drafted, `StoreUnavailableError`, `InsufficientMemoryError`, `LeaseLostError` when the result came too late.
     """
     root = means.settings.store_root
     paths = [root / path for path in _kept_paths(means.database, claim)]
@@ -143,7 +143,7 @@ def _store_input(root: Path, claim: Claim, volumes: tuple[Volume, ...]) -> str:
             shutil.rmtree(left_over, ignore_errors=True)
         (root / folder).mkdir(mode=0o750, parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreUnavailableError(f"the model input cannot be written: {error.strerror}") from error
+        raise StoreUnavailableError.of("the model input cannot be written", error) from error
     for number, volume in enumerate(volumes, start=1):
         stored.save(volume, root / folder / f"volume-{number:02d}.npz")
         preview.write(volume, root / folder / f"preview-{number:02d}.png")
