@@ -99,13 +99,13 @@ def _ct_labels(cases: Sequence[ScoredCase]) -> tuple[NDArray[np.bool_], NDArray[
 
 
 def ct_label_f1(cases: Sequence[ScoredCase]) -> dict[str, float]:
-    """F1 of each of CT-RATE's labels that occurs."""
+    """F1 of each of CT-RATE's labels that occurs in the truth."""
     labels = _ct_labels(cases)
     return {} if labels is None else ct_labels.label_f1(*labels)
 
 
 def ct_label_macro_f1(cases: Sequence[ScoredCase]) -> float | None:
-    """Mean F1 over CT-RATE's labels that occur; None when they were not read."""
+    """Mean F1 over CT-RATE's labels that occur in the truth; None when none does or they were not read."""
     f1 = ct_label_f1(cases)
     return float(np.mean(list(f1.values()))) if f1 else None
 
