@@ -19,6 +19,8 @@ COPY migrations migrations
 RUN /opt/mu2/bin/pip install -c constraints.txt '.[review,worker]'
 
 FROM python:3.11.11-slim-bookworm
+# Letters of Chinese, Japanese and Korean names in the PDF.
+RUN apt-get update && apt-get install -y --no-install-recommends fonts-wqy-microhei && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin mu2 \
     && install -d -o mu2 -g mu2 -m 0750 /var/lib/mu2 /srv/mu2/store
 COPY --from=build /opt/mu2 /opt/mu2

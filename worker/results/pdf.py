@@ -1,26 +1,27 @@
 """Reports as PDF, A4: who, what, the text as it was signed, and a watermark on every page that nobody signed.
 
-DejaVu Sans (in `fonts/`, under its own licence) writes Latin, Greek, Cyrillic, Arabic and Hebrew letters; a letter it
-does not have is drawn as an empty box, never left out. Text is not shaped, so joined scripts stand letter by letter.
+DejaVu Sans (in `fonts/`, under its own licence) writes Latin, Greek, Cyrillic, Arabic and Hebrew letters; for Chinese,
+Japanese and Korean ones a font of the machine is taken (`pdf_fonts`). A letter that no font has is drawn as an empty box
+and the page says which letter it was. Indic and other scripts that neither font has are such letters.
 """
 
+from collections.abc import Iterator
 from datetime import date, datetime
-from pathlib import Path
 
 from fpdf import FPDF
 from fpdf.enums import XPos, YPos
-from fpdf.fonts import TTFFont
 
 from worker.core.report import Report, ReportState, Section, section_lines
+from worker.results import pdf_fonts
 
 __all__ = ["write"]
 
-FONTS = Path(__file__).parent / "fonts"
 FAMILY = "DejaVu"
+FALLBACK = "Machine"
 MARGIN_MM = 18
 LINE_MM = 5.4
 LABEL_MM = 30
-MISSING = "\u25a1"  # stands for a letter that the font does not have
+MISSING = "\u25a1"  # stands for a letter that no font has
 WATERMARKS = {ReportState.REJECTED: "REJECTED", ReportState.RETRACTED: "RETRACTED"}
 TITLES = {
     Section.FINDINGS: "Findings",
@@ -54,8 +55,16 @@ class _Page(FPDF):
         self.set_creation_date(report.status_time)
         self.set_margin(MARGIN_MM)
         self.set_auto_page_break(True, margin=MARGIN_MM + 6)
-        self.add_font(FAMILY, "", FONTS / "DejaVuSans.ttf")
-        self.add_font(FAMILY, "B", FONTS / "DejaVuSans-Bold.ttf")
+        self.add_font(FAMILY, "", pdf_fonts.REGULAR)
+        self.add_font(FAMILY, "B", pdf_fonts.BOLD)
+        self._fonts_of = pdf_fonts.choose(_texts(report))
+        families = [FAMILY]  # its regular face stands in for what the bold one lacks
+        for number, face in enumerate(self._fonts_of.faces):
+            families.append(f"{FALLBACK}{number}")
+            self.add_font(families[-1], "", face.path, collection_font_number=face.number)
+        self.set_fallback_fonts(families, exact_match=False)
+        if self._fonts_of.shaped:
+            self.set_text_shaping(True)
 
     def header(self) -> None:
         """Draws the watermark of a text that nobody's signature stands behind."""
@@ -101,8 +110,18 @@ class _Page(FPDF):
             self.cell(LABEL_MM, LINE_MM, label)
             self.set_font(FAMILY, "", 9.5)
             self._line(value or "-")
+        self._name_missing_letters()
         self.ln(1)
         self.line(MARGIN_MM, self.get_y(), self.w - MARGIN_MM, self.get_y())
+
+    def _name_missing_letters(self) -> None:
+        if not self._fonts_of.missing:
+            return
+        codes = ", ".join(f"U+{ord(letter):04X}" for letter in self._fonts_of.missing)
+        self.set_font(FAMILY, "B", 9.5)
+        self.set_text_color(170, 0, 0)
+        self._line(f"{MISSING} stands for letters that no font of this system has ({codes}): do not identify by them.")
+        self.set_text_color(0, 0, 0)
 
     def write_text(self) -> None:
         """The sections, exactly the lines that a signature covers."""
@@ -133,10 +152,18 @@ class _Page(FPDF):
             self._line(f"Reason: {report.reason}")
 
     def _line(self, text: str, height: float = LINE_MM) -> None:
-        font = self.current_font
-        if isinstance(font, TTFFont):
-            text = "".join(c if ord(c) in font.cmap else MISSING for c in text)
+        text = "".join(MISSING if c in self._fonts_of.missing else c for c in text)
         self.multi_cell(0, height, text, align="L", new_x=XPos.LMARGIN, new_y=YPos.NEXT)
+
+
+def _texts(report: Report) -> Iterator[str]:
+    """Everything on the page that people wrote."""
+    patient, order = report.patient, report.order
+    yield from (patient.family_name, patient.given_name, patient.middle_name, patient.identifier, patient.sex)
+    yield from (order.accession, order.procedure_text, report.reason)
+    yield from (sentence.text for sentence in report.sentences)
+    if report.signer is not None:
+        yield from (report.signer.given_name, report.signer.family_name, report.signer.identifier)
 
 
 def _watermark(report: Report) -> str:
