@@ -49,7 +49,7 @@ class Card:
     """One sentence on the page."""
 
     id: str  # of the working sentence, or of the version's sentence when the report is read-only
-    evidence_id: str | None  # of the machine's sentence that evidence belongs to
+    evidence_id: str | None  # of the stored sentence whose evidence can be shown; None while there is none
     section: Section
     region: str
     text: str
@@ -62,7 +62,6 @@ class Card:
     difference: tuple[Piece, ...]
     problems: tuple[Problem, ...]
     mine_lost: SentenceEdit | None  # a change of this reader that somebody else's came before
-    has_evidence: bool
 
     @property
     def mark(self) -> str:
@@ -139,13 +138,14 @@ def build(session: Session, report: records.Report, login: Login, desk: Desk, se
     version = editing.of_record(session, report.id)
     problems = signing.problems(session, report, copy) if copy is not None else ()
     lost = {e.sentence_id: e for e in editing.conflicts(session, copy.id, login.user_id)} if copy is not None else {}
-    machine = copy.base if copy is not None else version
-    asked = session.get(EvidenceRequest, machine.id)
+    machine = machine_version(session, copy.base if copy is not None else version)
+    asked = session.get(EvidenceRequest, machine.id) if machine is not None else None
+    looked = _looked(machine)
     if copy is not None:
-        cards = _working_cards(copy, problems, lost, settings)
+        cards = _working_cards(copy, problems, lost, settings, looked)
         sentences: Sequence[Sentence] = [editing.to_sentence(row) for row in editing.written(copy)]
     else:
-        cards = tuple(_read_only_card(row, settings) for row in version.sentences)
+        cards = tuple(_read_only_card(row, settings, looked) for row in version.sentences)
         sentences = [reports.to_sentence(row) for row in version.sentences]
     has_machine_text = any(s.origin is not Origin.PERSON for s in sentences)
     reviewed = copy is None and version.state in SIGNED_STATES
@@ -171,8 +171,38 @@ def build(session: Session, report: records.Report, login: Login, desk: Desk, se
             )
         ),
         evidence_asked=asked is not None and asked.done_at is None,
-        evidence_refused=asked.reason if asked is not None else "",
+        evidence_refused=asked.reason.removeprefix("ModelError: ") if asked is not None else "",
     )
+
+
+def machine_version(session: Session, shown: ReportVersion) -> ReportVersion | None:
+    """The machine's draft that the shown text began from; evidence is asked for it and stored with its sentences."""
+    return session.scalars(
+        sa.select(ReportVersion)
+        .where(
+            ReportVersion.report_id == shown.report_id,
+            ReportVersion.author_kind == AuthorKind.MACHINE,
+            ReportVersion.number <= shown.number,
+        )
+        .order_by(ReportVersion.number.desc())
+        .limit(1)
+    ).one_or_none()
+
+
+Looked = dict[tuple[Section, str, str], str]
+"""Section, region and words of a drafted sentence to its id, where the model said where it looked."""
+
+
+def _looked(machine: ReportVersion | None) -> Looked:
+    rows = machine.sentences if machine is not None else ()
+    return {(row.section, row.region, row.text): row.id for row in rows if row.evidence is not None}
+
+
+def _evidence_of(row: records.Sentence | None, looked: Looked) -> str | None:
+    """The sentence that the evidence is stored with: this one, or the drafted one of the same words."""
+    if row is None:
+        return None
+    return row.id if row.evidence is not None else looked.get((row.section, row.region, row.text))
 
 
 def _copy(session: Session, report: records.Report, login: Login) -> WorkingCopy | None:
@@ -196,7 +226,11 @@ def _newer_draft(session: Session, report: records.Report, copy: WorkingCopy | N
 
 
 def _working_cards(
-    copy: WorkingCopy, problems: tuple[Problem, ...], lost: dict[str, SentenceEdit], settings: ReviewSettings
+    copy: WorkingCopy,
+    problems: tuple[Problem, ...],
+    lost: dict[str, SentenceEdit],
+    settings: ReviewSettings,
+    looked: Looked,
 ) -> tuple[Card, ...]:
     written = {row.id: index for index, row in enumerate(editing.written(copy))}
     return tuple(
@@ -205,6 +239,7 @@ def _working_cards(
             tuple(p for p in problems if p.index is not None and p.index == written.get(row.id)),
             lost.get(row.id),
             settings,
+            looked,
         )
         for row in editing.in_order(copy.sentences)
         if row.origin is not Origin.PERSON or row.assessment is not Assessment.REJECTED
@@ -212,12 +247,16 @@ def _working_cards(
 
 
 def _card(
-    row: WorkingSentence, problems: tuple[Problem, ...], lost: SentenceEdit | None, settings: ReviewSettings
+    row: WorkingSentence,
+    problems: tuple[Problem, ...],
+    lost: SentenceEdit | None,
+    settings: ReviewSettings,
+    looked: Looked,
 ) -> Card:
     drafted = row.source.text if row.source is not None and row.source.text != row.text else None
     return Card(
         id=row.id,
-        evidence_id=row.source_id,
+        evidence_id=_evidence_of(row.source, looked),
         section=row.section,
         region=row.region,
         text=row.text,
@@ -230,14 +269,13 @@ def _card(
         difference=difference(drafted, row.text) if drafted is not None else (),
         problems=problems,
         mine_lost=lost,
-        has_evidence=row.source is not None and row.source.evidence is not None,
     )
 
 
-def _read_only_card(row: records.Sentence, settings: ReviewSettings) -> Card:
+def _read_only_card(row: records.Sentence, settings: ReviewSettings, looked: Looked) -> Card:
     return Card(
         id=row.id,
-        evidence_id=row.id,
+        evidence_id=_evidence_of(row, looked),
         section=row.section,
         region=row.region,
         text=row.text,
@@ -250,7 +288,6 @@ def _read_only_card(row: records.Sentence, settings: ReviewSettings) -> Card:
         difference=(),
         problems=(),
         mine_lost=None,
-        has_evidence=row.evidence is not None,
     )
 
 

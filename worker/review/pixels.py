@@ -3,23 +3,25 @@
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, BackgroundTasks, Request
 from fastapi import Path as InPath
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.routing import Route
 
-from worker.core import audit, studies
+from worker import queues
+from worker.core import audit, editing, studies
 from worker.core.errors import NotFoundError
 from worker.core.records import Sentence, Study
 from worker.core.review_records import EvidenceRequest
 from worker.imaging import heat
+from worker.review import panel as panels
 from worker.review import slices
 from worker.review.access import OfficeOf, QuietReaderLogin, ReaderLogin, admit_reader, cookie_name
 from worker.review.desk import Office, office
 from worker.review.slices import OpenVolume
-from worker.review.study import find, report_side
+from worker.review.study import find, find_report, report_side
 
 router = APIRouter(prefix="/studies/{study_id}")
 Index = Annotated[int, InPath(ge=0, le=100_000)]
@@ -78,19 +80,29 @@ SLICE_ROUTE = Route("/studies/{study_id}/volumes/{number:int}/{plane}/{index:int
 
 
 @router.post("/evidence")
-def ask_for_evidence(study_id: str, found: OfficeOf, login: ReaderLogin) -> Response:
-    """Asks a worker to work out where the model looked; the answer comes by a live update."""
+def ask_for_evidence(study_id: str, found: OfficeOf, login: ReaderLogin, after: BackgroundTasks) -> Response:
+    """Asks a worker to work out where the model looked, again after a refusal; the answer comes by a live update."""
 
     def work(session: Session) -> Response:
-        study = find(session, study_id)
-        version = _machine_version(session, study)
-        if session.get(EvidenceRequest, version) is None:
-            session.add(EvidenceRequest(version_id=version, requested_by=login.user_id, requested_at=studies.now()))
+        report = find_report(session, study_id)
+        copy = editing.current_copy(session, report.id)
+        draft = panels.machine_version(session, copy.base if copy else editing.of_record(session, report.id))
+        if draft is None:
+            raise NotFoundError("this report has no draft of a machine")
+        asked = session.get(EvidenceRequest, draft.id)
+        if asked is None or asked.reason:
+            if asked is None:
+                asked = EvidenceRequest(version_id=draft.id)
+                session.add(asked)
+            asked.requested_by, asked.requested_at = login.user_id, studies.now()
+            asked.done_at, asked.reason = None, ""
             session.flush()
-            audit.append(session, "ask_evidence", actor=login.username, study_id=study.id, origin=login.origin)
+            audit.append(session, "ask_evidence", actor=login.username, study_id=study_id, origin=login.origin)
         return report_side(session, found, login, study_id)
 
-    return found.database.run(work)
+    response = found.database.run(work)
+    after.add_task(found.ring, queues.DRAFT, study_id)
+    return response
 
 
 @router.get("/evidence/{sentence_id}")
@@ -135,13 +147,6 @@ def _paths(found: Office, study: Study) -> list[Path]:
     if study.model_input is None:
         return []
     return sorted((found.settings.store_root / study.model_input).glob("volume-*.npz"))
-
-
-def _machine_version(session: Session, study: Study) -> str:
-    machine = [v for v in study.report.versions if v.provenance and v.author_id is None] if study.report else []
-    if not machine:
-        raise NotFoundError("there is no draft of this study yet")
-    return machine[-1].id
 
 
 def _evidence(found: Office, study_id: str, sentence_id: str) -> tuple[heat.Heat, Path]:

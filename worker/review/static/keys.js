@@ -42,11 +42,21 @@ function step(by) {
   look(false);
 }
 
+let awaited = ""; // id of the card whose evidence was asked for here and is on its way
+
 function look(overlay) {
   const card = current();
   if (!card) return;
-  if (card.dataset.evidence && card.hasAttribute("data-has-evidence")) viewer("evidence", { sentence: card.dataset.evidence, overlay });
-  else if (overlay) document.getElementById("ask-evidence")?.click();
+  if (card.dataset.evidence) viewer("evidence", { sentence: card.dataset.evidence, overlay });
+  else if (overlay) { awaited = card.id; document.getElementById("ask-evidence")?.click(); }
+}
+
+function arrived() {
+  if (!awaited || document.querySelector("[data-evidence-toggle]:disabled")) return;
+  const card = document.getElementById(awaited);
+  awaited = "";
+  if (card?.dataset.evidence) viewer("evidence", { sentence: card.dataset.evidence, overlay: true });
+  else toast("There is no evidence for this sentence.");
 }
 
 function act(name) {
@@ -151,11 +161,12 @@ document.body.addEventListener("htmx:afterSettle", (event) => {
     edit();
   }
 });
-document.body.addEventListener("htmx:load", () => {
+document.body.addEventListener("htmx:load", (event) => {
   const card = current();
   if (card && !card.classList.contains("current")) select(card, { scroll: false });
   const sign = document.querySelector("[data-sign]");
   if (sign) sign.disabled = document.querySelector("#settle .problems") !== null;
+  if (event.target.id === "report-side") arrived();
 });
 document.body.addEventListener("htmx:responseError", (event) => failure(event.detail.xhr));
 document.body.addEventListener("htmx:sendError", () => toast("The page cannot be reached. Your text stays here and is sent when it can."));

@@ -28,7 +28,7 @@ const lut = new Uint32Array(65536);
 const view = {
   volumes: [], volume: null, plane: "axial", index: 0, shown: -1,
   preset: 0, width: 400, centre: 40, zoom: 1, panX: 0, panY: 0, tool: "window",
-  measures: [], drawing: null, evidence: null, heat: null, invert: false,
+  measures: [], drawing: null, evidence: null, heat: null,
 };
 const cache = new Map(); // key → Int16Array, the least recently used first
 let cachedBytes = 0;
@@ -61,6 +61,7 @@ function ask(address) {
 function choose(volume) {
   view.volume = volume;
   view.measures = [];
+  view.evidence = view.heat = null; // it belongs to one volume
   setPlane("axial");
 }
 
@@ -193,7 +194,9 @@ function draw() {
   const s = scale();
   context.imageSmoothingEnabled = true;
   context.drawImage(picture, s.left, s.top, columns * s.x, rows * s.y);
-  if (view.heat && view.plane === "axial") {
+  const heated = view.heat === view.index && view.plane === "axial"; // never another slice's heat
+  root.dataset.overlay = heated ? String(view.index) : "";
+  if (heated) {
     context.globalAlpha = 0.5;
     context.drawImage(heatPicture, s.left, s.top, columns * s.x, rows * s.y);
     context.globalAlpha = 1;
@@ -317,7 +320,7 @@ function imagePoint(event) {
 // Evidence is off until it is asked for, and always says what it is.
 async function showEvidence(sentence, overlay) {
   const response = await ask(url(`evidence/${sentence}`));
-  if (!response.ok) return;
+  if (!response.ok) return note("The evidence cannot be loaded.");
   const found = await response.json();
   const volume = view.volumes.find((v) => v.number === found.volume);
   if (!volume) return;
@@ -330,7 +333,7 @@ async function showEvidence(sentence, overlay) {
 
 async function loadHeat() {
   const label = document.getElementById("overlay-label");
-  label.hidden = !view.evidence;
+  label.hidden = !view.evidence || view.plane !== "axial";
   if (!view.evidence || view.plane !== "axial") { view.heat = null; return; }
   label.textContent = `where the model looked (faithfulness ${view.evidence.faithfulness.toFixed(2)})`;
   const { sentence } = view.evidence;
