@@ -18,6 +18,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from mu2_model.errors import VolumeError
 from mu2_model.published_preprocessing import prepare_published
+from mu2_model.resampling import Resampling, triangle_weights
 from mu2_model.volume_grid import (
     MAX_IN_PLANE_MM,
     MAX_SLICE_MM,
@@ -26,18 +27,19 @@ from mu2_model.volume_grid import (
     check_affine,
     closest_axes,
     orientation_affine,
-    triangle_weights,
 )
 
 Volume = tuple[NDArray[Any], Matrix | None]
 
-AIR_HU, DENSEST_HU = -1024.0, 3071.0
+# Whole numbers, so that arrays of integers stay what they are.
+AIR_HU, DENSEST_HU = -1024, 3071
 # Any CT of a patient holds air or lung; without one voxel below this the array is not in Hounsfield units.
 MUST_REACH_BELOW_HU = -200.0
 BODY_HU = -500.0
 BODY_FRACTION = 0.005
 OBLIQUE_DEGREES = 5.0
-SLAB_SLICES = 32
+# A slab of floats fits a processor's cache.
+SLAB_SLICES = 8
 SUBSAMPLE = 4
 
 # (level, width) in HU: lung, soft tissue, bone.
@@ -115,18 +117,17 @@ class Mu2ImageProcessor(BaseImageProcessor):
         """One volume; the result is equal on every device to within 1e-4."""
         array = check_array(hu, self.min_slices)
         if self.form == "published":
-            pixels, to_source, shape, repairs = prepare_published(array, self.size, self.max_slices, device)
-            channels = pixels[None]
+            image, to_source, shape, repairs = prepare_published(array, self.size, self.max_slices, device)
             to_ras = None if affine is None else check_affine(affine) @ to_source
             length = self.max_slices
         else:
-            channels, to_source, shape, repairs = self._resample(array, check_affine(affine), device)
+            image, to_source, shape, repairs = self._resample(array, check_affine(affine), device)
             to_ras = np.asarray(affine, dtype=np.float64) @ to_source
             length = math.ceil(shape[0] / self.chunk_slices) * self.chunk_slices
         chunk_shape = (self.chunk_slices, self.size, self.size)
-        padded = channels.new_zeros(channels.shape[0], length, self.size, self.size)
-        padded[:, : shape[0], : shape[1], : shape[2]] = channels
-        chunks = padded.unflatten(1, (-1, self.chunk_slices)).transpose(0, 1).contiguous()
+        chunks = image.new_zeros(length // self.chunk_slices, self.num_channels, *chunk_shape)
+        for chunk, part in zip(chunks, image.split(self.chunk_slices), strict=False):
+            self._fill(chunk[:, : part.shape[0], : part.shape[1], : part.shape[2]], part)
         live = torch.arange(chunks.shape[0], device=chunks.device) * self.chunk_slices < shape[0]
         grid = VolumeGrid(shape, chunk_shape, (array.shape[0], array.shape[1], array.shape[2]), to_source, to_ras)
         return PreparedVolume(chunks, live, grid, tuple(repairs))
@@ -158,45 +159,53 @@ class Mu2ImageProcessor(BaseImageProcessor):
             for n, step, limit in zip(extents, steps, limits, strict=True)
         ]
         weights = [triangle_weights(*args) for args in zip(oriented.shape, shape, steps, starts, strict=True)]
-        resampled = self._apply(oriented, [weight.to(device) for weight in weights], repairs)
+        # Turning the weights round instead of the array leaves the array as it lies in memory.
+        weights = [weight.flip(1) if turned else weight for weight, turned in zip(weights, flip, strict=True)]
+        resampled = resample_hu(array.transpose(order), weights, device, repairs)
         to_oriented = np.diag([*steps, 1.0])
         to_oriented[:3, 3] = [start + step / 2 - 0.5 for start, step in zip(starts, steps, strict=True)]
         to_source = orientation_affine(order, flip, (array.shape[0], array.shape[1], array.shape[2])) @ to_oriented
-        return self._window(resampled), to_source, (shape[0], shape[1], shape[2]), repairs
+        return resampled, to_source, (shape[0], shape[1], shape[2]), repairs
 
-    def _apply(self, oriented: NDArray[Any], weights: list[Tensor], repairs: list[str]) -> Tensor:
-        over_slices, over_rows, over_columns = weights
-        # Only the body's box is turned into floats and multiplied; the whole plane is still looked at.
-        rows, columns = used_columns(over_rows), used_columns(over_columns)
-        over_rows, over_columns = over_rows[:, rows].contiguous(), over_columns[:, columns].contiguous()
-        out = over_rows.new_zeros(over_slices.shape[0], over_rows.shape[0], over_columns.shape[0])
-        # Fewer slices first when there will be fewer: everything after costs by the slice.
-        fewer = over_slices.shape[0] < oriented.shape[0]
-        boxes = over_rows.new_zeros(over_slices.shape[0], over_rows.shape[1], over_columns.shape[1]) if fewer else None
-        seen = _Seen()
-        for first in range(0, oriented.shape[0], SLAB_SLICES):
-            slab = torch.from_numpy(np.ascontiguousarray(oriented[first : first + SLAB_SLICES])).to(over_rows.device)
-            slab = seen.look(slab)[:, rows, columns].float().clamp_(AIR_HU, DENSEST_HU)
-            share = over_slices[:, first : first + SLAB_SLICES]
-            reached = used_columns(share.T)
-            if boxes is None:
-                slab = over_rows @ slab @ over_columns.T
-            target = out if boxes is None else boxes
-            target[reached] += (share[reached] @ slab.flatten(1)).unflatten(1, slab.shape[1:])
-        if seen.lowest > MUST_REACH_BELOW_HU:
-            raise VolumeError(
-                f"the lowest value is {seen.lowest:.0f}: a CT in Hounsfield units holds air (below {MUST_REACH_BELOW_HU:.0f}). "
-                "Apply slope and intercept, or this is not a CT"
-            )
-        repairs += seen.repairs(oriented.size)
-        return out if boxes is None else over_rows @ boxes @ over_columns.T
+    def _fill(self, channels: Tensor, image: Tensor) -> None:
+        """Write an image (slices, rows, columns) into the channels (channels, slices, rows, columns) of a chunk."""
+        if self.form == "published":
+            channels[0].copy_(image)
+            return
+        for channel, (level, width) in zip(channels, self.windows, strict=True):
+            torch.sub(image, level - width / 2, out=channel)
+            channel.div_(width).clamp_(0, 1)
 
-    def _window(self, hu: Tensor) -> Tensor:
-        channels = hu.new_empty(len(self.windows), *hu.shape)
-        for channel, (level, width) in enumerate(self.windows):
-            torch.sub(hu, level - width / 2, out=channels[channel])
-            channels[channel].div_(width).clamp_(0, 1)
-        return channels
+
+def resample_hu(
+    array: NDArray[Any], weights: Sequence[Tensor], device: torch.device | str, repairs: list[str]
+) -> Tensor:
+    """Resample an array by one matrix per axis; what was out of range is replaced and said in `repairs`.
+
+    The array keeps its type until a slab of slices is on its way. Raises VolumeError when no voxel is air.
+    """
+    over_slices = weights[0].to(device)
+    rows, columns = Resampling(weights[1], device), Resampling(weights[2], device)
+    # Fewer slices first when there will be fewer: everything after costs by the slice.
+    fewer = over_slices.shape[0] < array.shape[0]
+    height, width = rows.reach.stop - rows.reach.start, columns.reach.stop - columns.reach.start
+    plane = (height, width) if fewer else (rows.count, columns.count)
+    out = over_slices.new_zeros(over_slices.shape[0], *plane)
+    seen = _Seen()
+    for first in range(0, array.shape[0], SLAB_SLICES):
+        # Torch shares an array's memory only when it is contiguous and may be written to.
+        part = np.require(array[first : first + SLAB_SLICES], requirements=["C", "W"])
+        # The whole plane is looked at, but the body's box alone becomes floats.
+        slab = seen.look(torch.from_numpy(part).to(over_slices.device))[:, rows.reach, columns.reach].float()
+        if not fewer:
+            slab = columns.columns(rows.rows(slab))
+        share = over_slices[:, first : first + SLAB_SLICES]
+        reached = (share != 0).any(dim=1).nonzero().flatten().tolist()
+        target = slice(reached[0], reached[-1] + 1)
+        out.view(len(out), -1)[target].addmm_(share[target], slab.flatten(1))
+    seen.check()
+    repairs += seen.repairs(array.size)
+    return columns.columns(rows.rows(out)) if fewer else out
 
 
 class _Seen:
@@ -207,16 +216,25 @@ class _Seen:
         self.lowest = math.inf
 
     def look(self, slab: Tensor) -> Tensor:
-        """Count, and replace what is not finite by air."""
-        if slab.dtype.is_floating_point:
+        """Count what is out of range, and bring it into the range; what is not finite becomes air."""
+        low, high = (float(value) for value in torch.aminmax(slab))
+        if not (math.isfinite(low) and math.isfinite(high)):
             finite = torch.isfinite(slab)
             self.broken += int((~finite).sum())
             slab = torch.where(finite, slab, AIR_HU)
-        low, high = float(slab.min()), float(slab.max())
+            low, high = (float(value) for value in torch.aminmax(slab))
         self.lowest = min(self.lowest, low)
         self.padding += int((slab < AIR_HU).sum()) if low < AIR_HU else 0
         self.dense += int((slab > DENSEST_HU).sum()) if high > DENSEST_HU else 0
-        return slab
+        return slab.clamp(AIR_HU, DENSEST_HU) if low < AIR_HU or high > DENSEST_HU else slab
+
+    def check(self) -> None:
+        """VolumeError when no voxel was air."""
+        if self.lowest > MUST_REACH_BELOW_HU:
+            raise VolumeError(
+                f"the lowest value is {self.lowest:.0f}: a CT in Hounsfield units holds air (below "
+                f"{MUST_REACH_BELOW_HU:.0f}). Apply slope and intercept, or this is not a CT"
+            )
 
     def repairs(self, voxels: int) -> list[str]:
         """A sentence for each kind of value that was replaced."""
@@ -253,12 +271,6 @@ def check_spacing(spacing_mm: NDArray[np.float64]) -> None:
         )
     if max(spacing_mm[1:]) > MAX_IN_PLANE_MM:
         raise VolumeError(f"pixels of {max(spacing_mm[1:]):.1f} mm: more than {MAX_IN_PLANE_MM:g} mm is not a CT slice")
-
-
-def used_columns(weights: Tensor) -> slice:
-    """The source values, first to last, that any weight (count, source) reaches."""
-    used = (weights != 0).any(dim=0).nonzero().squeeze(1)
-    return slice(int(used[0]), int(used[-1]) + 1)
 
 
 def body_box(oriented: NDArray[Any]) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -1,7 +1,6 @@
 """Where a model input lies in the patient: orientation, crop and resampling as one invertible map.
 
-Arrays are indexed (slice, row, column); affines map (slice, row, column, 1) to RAS millimetres. A resampling is one matrix
-per axis, so that CPU and GPU do the same arithmetic and so that the way back is known exactly.
+Arrays are indexed (slice, row, column); affines map (slice, row, column, 1) to RAS millimetres.
 """
 
 import itertools
@@ -9,7 +8,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mu2_model.errors import VolumeError
@@ -114,32 +112,3 @@ def orientation_affine(
         matrix[source, out] = -1 if flip[out] else 1
         matrix[source, 3] = source_shape[source] - 1 if flip[out] else 0
     return matrix
-
-
-def triangle_weights(source: int, count: int, step: float, start: float) -> torch.Tensor:
-    """Matrix (count, source) that samples `source` values at start + (i + 1/2) step - 1/2 by linear interpolation.
-
-    Where the step is longer than one value the triangle is widened to it, so that nothing is skipped (anti-aliasing).
-    """
-    centre = start + (torch.arange(count, dtype=torch.float64) + 0.5) * step - 0.5
-    distance = (torch.arange(source, dtype=torch.float64)[None, :] - centre.clamp(0, source - 1)[:, None]).abs()
-    weight = (1 - distance / max(step, 1.0)).clamp(min=0)
-    return (weight / weight.sum(dim=1, keepdim=True)).float()
-
-
-def corner_weights(source: int, count: int) -> torch.Tensor:
-    """Matrix (count, source) of the published resize along one axis.
-
-    Gaussian blur of σ = (source / count - 1) / 2 with zeros outside, then linear interpolation with the corners aligned.
-    """
-    position = torch.linspace(0, source - 1, count, dtype=torch.float64) if count > 1 else torch.zeros(1).double()
-    index = torch.arange(source, dtype=torch.float64)
-    linear = (1 - (index[None, :] - position[:, None]).abs()).clamp(min=0)
-    sigma = max(0.0, (source / count - 1) / 2)
-    if sigma == 0:
-        return linear.float()
-    reach = int(max(4 * sigma, 0.5) + 0.5)
-    offset = index[None, :] - index[:, None]
-    scale = 1 / (sigma * math.sqrt(2))
-    blur = 0.5 * (torch.erf(scale * (offset + 0.5)) - torch.erf(scale * (offset - 0.5)))
-    return (linear @ blur.masked_fill(offset.abs() > reach, 0)).float()

@@ -268,6 +268,41 @@ def test_a_broken_nifti_file_is_refused(content: bytes, tmp_path: Path) -> None:
         load_nifti(tmp_path / "ct.nii.gz")
 
 
+def test_a_nifti_file_whose_compression_breaks_midway_is_refused(tmp_path: Path) -> None:
+    save_nifti(tmp_path / "ct.nii.gz", np.random.default_rng(0).integers(-1000, 1000, (8, 64, 64), np.int16), affine())
+    whole = bytearray((tmp_path / "ct.nii.gz").read_bytes())
+    (tmp_path / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    whole[len(whole) // 2 : len(whole) // 2 + 64] = bytes(64)
+    (tmp_path / "turned.nii.gz").write_bytes(whole)
+    for name in ("cut.nii.gz", "turned.nii.gz"):
+        with pytest.raises(VolumeError, match="not a readable NIfTI file"):
+            load_nifti(tmp_path / name)
+
+
+def test_another_image_format_is_refused_by_name(tmp_path: Path) -> None:
+    nibabel.save(nibabel.MGHImage(np.zeros((8, 8, 8), np.float32), np.eye(4)), tmp_path / "ct.mgz")
+    with pytest.raises(VolumeError, match="MGHImage, not a NIfTI file"):
+        load_nifti(tmp_path / "ct.mgz")
+
+
+def test_an_array_that_may_not_be_written_to_is_prepared_and_left_alone() -> None:
+    hu = body()
+    hu[:, :2] = -2048
+    kept = hu.copy()
+    hu.flags.writeable = False
+    processor().prepare(hu, affine())
+    assert np.array_equal(hu, kept)
+
+
+@pytest.mark.parametrize("form", ["hounsfield", "published"])
+def test_preparing_leaves_the_array_as_it_was(form: str) -> None:
+    hu = body().astype(np.float32)
+    hu[:, :2] = -2048
+    kept = hu.copy()
+    processor(form=form).prepare(hu, affine())
+    assert np.array_equal(hu, kept)
+
+
 def test_a_nifti_file_of_two_volumes_is_refused(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(np.zeros((8, 8, 8, 2), np.int16), np.eye(4)), tmp_path / "ct.nii")
     with pytest.raises(VolumeError, match="not one volume"):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from mu2_model.errors import VolumeError
 from mu2_model.image_processing_mu2 import Mu2ImageProcessor
 from mu2_model.published_preprocessing import percentiles
 
@@ -65,6 +66,41 @@ def test_percentiles_of_integers_and_floats_are_exact() -> None:
     expected = [np.percentile(values.astype(np.float64), percent) for percent in (0.5, 50, 99.5)]
     assert np.allclose(percentiles(values, (0.5, 50, 99.5)), expected)
     assert np.allclose(percentiles(values.astype(np.float32), (0.5, 50, 99.5)), expected)
+
+
+@pytest.mark.parametrize("percent", [0.5, 50.0, 99.5])
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_percentiles_are_exact_whatever_the_sample_says(percent: float, dtype: type) -> None:
+    generator = np.random.default_rng(2)
+    plateau = np.full((12, 40, 40), -1024, dtype)
+    plateau[:, 10:30, 10:30] = generator.normal(40, 300, (12, 20, 20))
+    # Every sampled place lies: the sample says nothing about the rest.
+    misleading = generator.normal(0, 100, (12, 40, 40)).astype(dtype)
+    misleading[::3, ::7, ::7] = 5000
+    for array in (plateau, misleading, np.full((12, 40, 40), 7, dtype)):
+        assert percentiles(array, (percent,))[0] == pytest.approx(np.percentile(array.astype(np.float64), percent))
+
+
+@pytest.mark.parametrize("thin", [1, 2])
+def test_a_foreground_of_one_line_is_prepared(thin: int) -> None:
+    array = np.zeros((64, 64, 64), np.int16)
+    array[:, :, :thin] = 100
+    image = Mu2ImageProcessor(size=16, chunk_slices=8, max_slices=64, form="published")
+    pixels = image.prepare(array, None).pixel_values
+    assert torch.isfinite(pixels).all() and 0.5 < float(pixels.max()) <= 1
+
+
+def test_values_that_are_not_finite_become_the_lowest_one_and_are_said() -> None:
+    array = np.random.default_rng(3).normal(0, 100, (16, 20, 20)).astype(np.float32)
+    lowest = array.copy()
+    array[3, 4, 5], array[3, 4, 6] = np.nan, np.inf
+    lowest[3, 4, 5:7] = np.delete(array.ravel(), [3 * 400 + 85, 3 * 400 + 86]).min()
+    image = Mu2ImageProcessor(size=16, chunk_slices=8, max_slices=16, form="published")
+    prepared = image.prepare(array, None)
+    assert prepared.repairs == ("values that are not finite were set to the lowest value",)
+    assert torch.allclose(prepared.pixel_values, image.prepare(lowest, None).pixel_values)
+    with pytest.raises(VolumeError, match="no value of the array is finite"):
+        image.prepare(np.full((16, 20, 20), np.nan, np.float32), None)
 
 
 def test_a_place_in_the_published_input_is_mapped_back_to_the_array() -> None:
