@@ -274,7 +274,7 @@ def _without_rows(store: Store, database: Database, ranking: Ranking, names: lis
             store.set_aside(name)
             continue
         store.settle(name)
-        received_at = datetime.fromtimestamp(held.path.stat().st_mtime, UTC)
+        received_at = datetime.fromtimestamp(store.path(name).stat().st_mtime, UTC)
         sender = held.source_ae_title
         priority = ranking.rank(said, ranking.by_sender.get(sender))
         found.append(arrival(held, said, name, sender, priority, received_at))

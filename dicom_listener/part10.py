@@ -5,7 +5,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from dicom_listener import attributes
+from dicom_listener import attributes, elements
 from dicom_listener.attributes import Attributes
 from dicom_listener.negotiation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from worker.core.errors import InvalidObjectError
@@ -45,7 +45,7 @@ def _meta_element(element: int, vr: bytes, value: str) -> bytes:
 class Held:
     """One whole file, received or found in the store."""
 
-    path: Path
+    path: str | Path
     size_bytes: int  # of the file
     offset: int  # of the data set in the file
     sha256: str  # of the data set's bytes as received
@@ -59,10 +59,10 @@ class Held:
         found = attributes.read(self.head, self.transfer_syntax, whole=len(self.head) == data_set_bytes)
         if found is not None:
             return found
-        with self.path.open("rb") as file:
+        with Path(self.path).open("rb") as file:
             file.seek(self.offset)
-            more = file.read(attributes.MORE_BYTES)
-        found = attributes.read(more, self.transfer_syntax, whole=len(more) == data_set_bytes)
+            more = file.read(elements.MORE_BYTES)
+        found = attributes.read(more, self.transfer_syntax, whole=len(more) == data_set_bytes, last=True)
         if found is None:
             raise InvalidObjectError("the data set names no series within its first 16 MiB")
         return found

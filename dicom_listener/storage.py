@@ -54,6 +54,7 @@ class Incoming:
         self._offset = len(header)
         self._size = len(header)
         self._next_floor_check = FLOOR_CHECK_BYTES
+        self._head = bytearray()  # first bytes of the data set, which say whose it is
         self._kept: list[bytes | memoryview] = [header]
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
@@ -68,6 +69,8 @@ class Incoming:
     def add(self, piece: memoryview) -> None:
         """Takes the next piece of the data set; it must stay as it is until `flush`."""
         self._kept.append(piece)
+        if (room := attributes.HEAD_BYTES - len(self._head)) > 0:
+            self._head += piece[:room]
         self._digest.update(piece)
         self._size += len(piece)
         if len(self._kept) >= _MOST_PIECES:
@@ -94,12 +97,8 @@ class Incoming:
     def seal(self) -> Held:
         """Writes what is kept: the data set is whole."""
         self.flush()
-        try:
-            head = os.pread(self._fd, attributes.HEAD_BYTES, self._offset)
-        except OSError as error:
-            raise _unavailable(error) from error
-        digest = self._digest.hexdigest()
-        return Held(Path(self._path), self._size, self._offset, digest, head, self._transfer_syntax)
+        digest, head = self._digest.hexdigest(), bytes(self._head)
+        return Held(self._path, self._size, self._offset, digest, head, self._transfer_syntax)
 
     def place(self, name: str) -> None:
         """Gives the sealed file its name in the store and makes both durable; it can be placed again until `discard`."""

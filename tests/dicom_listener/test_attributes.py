@@ -74,6 +74,73 @@ def test_head_that_ends_too_early_asks_for_more() -> None:
         attributes.read(data[:-4], ExplicitVRLittleEndian, whole=True)
 
 
+ORDER = {0x00080050: "ACC-7", 0x00402016: "PLACER-7", 0x00402017: "FILLER-7"}
+
+
+def ordered(*orders: dict[int, str], sequence: int = 0x00400275, undefined: bool = False) -> Dataset:
+    """A data set whose order numbers stand in the items of a sequence of requests."""
+    data, requests = described(), []
+    for order in orders:
+        item = Dataset()
+        for tag, value in order.items():
+            item.add_new(tag, "SH" if tag == 0x00080050 else "LO", value)
+        item.is_undefined_length_sequence_item = undefined
+        requests.append(item)
+    data.add_new(sequence, "SQ", Sequence(requests))
+    data[sequence].is_undefined_length = undefined
+    data.add_new(0x7FE00010, "OW", bytes(512))
+    return data
+
+
+def order_numbers(data: Dataset, syntax: str = ExplicitVRLittleEndian) -> tuple[str, str, str]:
+    found = attributes.read(encoded(data, syntax)[:-300], syntax, whole=False)
+    assert found is not None
+    return found.accession_number, found.placer, found.filler
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda s: s.name)
+@pytest.mark.parametrize("undefined", [True, False])
+@pytest.mark.parametrize("sequence", [0x00400275, 0x0040A370])
+def test_order_numbers_that_only_a_request_names_are_read(syntax: str, undefined: bool, sequence: int) -> None:
+    data = ordered(ORDER, sequence=sequence, undefined=undefined)
+    assert order_numbers(data, syntax) == ("ACC-7", "PLACER-7", "FILLER-7")
+
+
+def test_order_numbers_at_the_top_level_come_before_those_of_requests() -> None:
+    data = ordered(ORDER)
+    data.AccessionNumber, data.PlacerOrderNumberImagingServiceRequest = "ACC-1", "PLACER-1"
+    assert order_numbers(data) == ("ACC-1", "PLACER-1", "FILLER-7")
+    data.AccessionNumber = ""
+    assert order_numbers(data)[0] == "ACC-7"
+
+
+def test_image_of_two_orders_takes_what_they_share_and_belongs_to_neither_alone() -> None:
+    assert order_numbers(ordered(ORDER, {**ORDER, 0x00402016: "PLACER-8"})) == ("ACC-7", "", "FILLER-7")
+
+
+def test_request_that_breaks_off_refuses_no_instance() -> None:
+    data = ordered()
+    raw = encoded(data, ExplicitVRLittleEndian)
+    broken = raw.replace(struct.pack("<HH2sHI", 0x40, 0x275, b"SQ", 0, 0), b"")
+    at = len(broken) - 512 - 12
+    request = struct.pack("<HH2sHI", 0x40, 0x275, b"SQ", 0, 16) + struct.pack("<HHI", 0xFFFE, 0xE000, 99) + b"\xff" * 8
+    found = attributes.read(broken[:at] + request + broken[at:], ExplicitVRLittleEndian, whole=True)
+    assert found is not None
+    assert (found.study_uid, found.placer) == ("1.2.3", "")
+
+
+def test_priority_behind_a_long_header_is_read_when_more_of_it_is_there() -> None:
+    data = described()
+    data.add_new(0x00210010, "LO", "MU2 TEST")
+    data.add_new(0x00211001, "OB", bytes(attributes.HEAD_BYTES))
+    data.RequestedProcedurePriority = "STAT"
+    raw = encoded(data, ExplicitVRLittleEndian)
+    assert attributes.read(raw[: attributes.HEAD_BYTES], ExplicitVRLittleEndian, whole=False) is None
+    found = attributes.read(raw, ExplicitVRLittleEndian, whole=True)
+    assert found is not None
+    assert found.requested_priority == "STAT"
+
+
 def test_nesting_without_end_is_refused() -> None:
     item, sequence = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF), struct.pack("<HHI", 8, 0x1140, 0xFFFFFFFF)
     with pytest.raises(InvalidObjectError, match="nested"):
