@@ -186,3 +186,12 @@ def test_an_error_about_a_damaged_header_does_not_quote_it(tmp_path: Path) -> No
         read_header(path)
 
     assert "CANARY" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"])
+def test_a_syntax_that_always_loses_is_lossy_whatever_the_header_says(syntax: str, odd: Path, tmp_path: Path) -> None:
+    ds = pydicom.dcmread(odd / "transfer_syntax" / f"ctimage_{syntax}.dcm")
+    ds.LossyImageCompression = "00"
+    ds.save_as(tmp_path / "slice")
+
+    assert read_header(tmp_path / "slice").lossy

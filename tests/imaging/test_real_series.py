@@ -102,26 +102,21 @@ def test_a_thousand_voxels_equal_dicom2niftis(
     assert np.array_equal(at(np.asarray(image.dataobj), image.affine, places), values)
 
 
+def converted_by_dcm2niix(folder: Path, out: Path) -> dict[str, nibabel.Nifti1Image]:
+    """dcm2niix's volumes of a folder by file name; skips the test where it is not installed."""
+    program = shutil.which("dcm2niix")
+    if program is None:
+        pytest.skip("dcm2niix is not installed: apt install dcm2niix")
+    subprocess.run([program, "-z", "n", "-f", "%s_%d", "-o", out, folder], check=True, capture_output=True, timeout=60)
+    return {path.name: nibabel.load(path) for path in out.glob("*.nii")}
+
+
 @pytest.fixture(scope="session")
 def dcm2niix(
     real_series: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], dict[str, nibabel.Nifti1Image]]:
     """dcm2niix's volumes of a real study by file name."""
-    program = shutil.which("dcm2niix")
-    if program is None:
-        pytest.skip("dcm2niix is not installed: apt install dcm2niix")
-
-    def convert(name: str) -> dict[str, nibabel.Nifti1Image]:
-        out = tmp_path_factory.mktemp(name)
-        subprocess.run(
-            [program, "-z", "n", "-f", "%s_%d", "-o", out, real_series / name],
-            check=True,
-            capture_output=True,
-            timeout=60,
-        )
-        return {path.name: nibabel.load(path) for path in out.glob("*.nii")}
-
-    return cache(convert)
+    return cache(lambda name: converted_by_dcm2niix(real_series / name, tmp_path_factory.mktemp(name)))
 
 
 @pytest.mark.parametrize(
@@ -196,6 +191,54 @@ def test_dcm2niixs_corrected_affine_is_not_a_grid_of_this_scanner_so_ours_is_kep
 
     assert np.linalg.norm(row) == pytest.approx(0.474, abs=1e-3)
     assert abs(row @ step) / np.linalg.norm(row) / np.linalg.norm(step) > 0.2
+
+
+MISSING = (10, 30, 31)
+
+
+def chest_with_gaps(real_series: Path, folder: Path, upwards: bool) -> Path:
+    """A real chest without three of its 49 slices; instance numbers grow to the head or to the feet."""
+    slices = [pydicom.dcmread(path) for path in files_of(real_series / "acrin_flt_thorax_49")]
+    slices.sort(key=lambda ds: float(ds.ImagePositionPatient[2]))
+    folder.mkdir()
+    for index, ds in enumerate(slices):
+        if index not in MISSING:
+            ds.InstanceNumber = index + 1 if upwards else len(slices) - index
+            ds.save_as(folder / f"{index:03d}")
+    return folder
+
+
+def gaps_filled_by_dcm2niix(folder: Path, out: Path) -> np.ndarray:
+    """(slices, rows, columns) of its evenly spaced file."""
+    out.mkdir()
+    image = next(image for name, image in converted_by_dcm2niix(folder, out).items() if "_Eq" in name)
+    return np.asarray(image.dataobj, dtype=float).transpose(2, 1, 0)[:, ::-1]
+
+
+def test_missing_slices_are_filled_as_dcm2niix_fills_them(
+    built: Callable[[str], Volume], real_series: Path, tmp_path: Path
+) -> None:
+    folder = chest_with_gaps(real_series, tmp_path / "in", upwards=True)
+    volume = study.build_study(files_of(folder), ImagingRules(decode_threads=2)).volumes[0]
+    theirs = gaps_filled_by_dcm2niix(folder, tmp_path / "out")
+
+    assert volume.repairs[0] == "3 missing of 49 slices were interpolated, up to 2 in a row"
+    assert np.abs(volume.hu[: len(theirs)] - theirs).max() <= 0.5  # it rounds
+    whole = built("acrin_flt_thorax_49").hu
+    kept = [index for index in range(49) if index not in MISSING]
+    assert np.array_equal(volume.hu[kept], whole[kept])
+    assert len(theirs) == 48  # it drops the last slice
+
+
+def test_dcm2niix_fills_gaps_at_the_wrong_end_where_instance_numbers_grow_to_the_feet_so_ours_is_kept(
+    real_series: Path, tmp_path: Path
+) -> None:
+    up, down = (chest_with_gaps(real_series, tmp_path / name, name == "up") for name in ("up", "down"))
+    rules = ImagingRules(decode_threads=2)
+    mine = [study.build_study(files_of(folder), rules).volumes[0].hu for folder in (up, down)]
+
+    assert np.array_equal(mine[0], mine[1])
+    assert np.abs(gaps_filled_by_dcm2niix(down, tmp_path / "out")[15] - mine[1][15]).max() > 500
 
 
 def test_chest_series_say_what_they_show_and_mark_what_was_not_scanned(built: Callable[[str], Volume]) -> None:

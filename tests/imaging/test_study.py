@@ -39,6 +39,14 @@ def test_a_study_gives_its_volume_and_a_verdict_on_every_series(tmp_path: Path) 
     assert [bad.path.name for bad in found.unreadable] == ["notes.txt"]
 
 
+def test_pixels_that_were_compressed_with_loss_are_told_as_such(tmp_path: Path) -> None:
+    paths = synthetic.write(Scan(attributes={"LossyImageCompression": "01"}), tmp_path)
+
+    assert study.build_study(paths, RULES).volumes[0].repairs == (
+        "pixels were compressed with loss before they arrived",
+    )
+
+
 def test_the_next_best_series_is_built_when_the_best_does_not_decode(tmp_path: Path) -> None:
     uids = synthetic.new_uids()
     best = {**uids, "series": synthetic.generate_uid()}

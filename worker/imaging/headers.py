@@ -38,6 +38,8 @@ _KEYWORDS = (
 )
 # fmt: on
 _TAGS = {keyword: Tag(keyword) for keyword in _KEYWORDS}
+_LOSSY = frozenset(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 53, 55))
+"""Transfer syntaxes that are never without loss, whatever the header says."""
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _FLOAT_PIXEL_DATA, _PIXEL_DATA = 0x7FE00008, 0x7FE00010
 _UNDEFINED_LENGTH = 0xFFFFFFFF
@@ -233,7 +235,7 @@ def _read(path: Path, file: BinaryIO) -> Header:
         frame_of_reference=values.text("FrameOfReferenceUID"),
         photometric=values.text("PhotometricInterpretation"),
         samples=values.short("SamplesPerPixel") or 1,
-        lossy=values.text("LossyImageCompression") == "01",
+        lossy=values.text("LossyImageCompression") == "01" or (pixels is not None and pixels.transfer_syntax in _LOSSY),
         slices=slices,
     )
 

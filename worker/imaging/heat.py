@@ -66,7 +66,7 @@ def save(heat: Heat, path: Path | str) -> None:
             os.fsync(file.fileno())
         Path(file.name).replace(path)
     except OSError as error:
-        raise StoreUnavailableError(f"the evidence cannot be written: {error.strerror or 'output error'}") from error
+        raise StoreUnavailableError.of("the evidence cannot be written", error) from error
 
 
 def load(path: Path | str) -> Heat:

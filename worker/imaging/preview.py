@@ -77,7 +77,7 @@ def write(volume: Volume, path: Path | str, window: Window | None = None) -> Non
             draw(volume, window).save(unfinished, format="PNG", compress_level=3)
             unfinished.replace(path)
     except OSError as error:
-        raise StoreUnavailableError(f"The preview cannot be written: {error.strerror or 'output error'}.") from error
+        raise StoreUnavailableError.of("the preview cannot be written", error) from error
 
 
 def towards_inferior_posterior_left(volume: Volume) -> tuple[NDArray[np.float32], NDArray[np.float64]]:

@@ -55,7 +55,7 @@ def save(volume: Volume, path: Path | str) -> None:
                 raise
         _sync_folder(path.parent)
     except OSError as error:
-        raise StoreUnavailableError(f"The volume cannot be written: {error.strerror or 'output error'}.") from error
+        raise StoreUnavailableError.of("the volume cannot be written", error) from error
 
 
 def _write_hu(volume: Volume, archive: zipfile.ZipFile) -> None:
