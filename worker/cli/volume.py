@@ -21,7 +21,7 @@ _ENDINGS = (".nii.gz", ".nii")
 
 def volume_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="Folder of DICOM files.")],
-    out: Annotated[Path | None, typer.Argument(metavar="[OUT.nii.gz]", help="NIfTI file to write.")] = None,
+    out: Annotated[Path | None, typer.Argument(metavar="OUT.nii.gz", help="NIfTI file to write.")] = None,
     as_json: Json = False,
 ) -> None:
     """Chooses the series to report in a folder and builds its volume: choice, repairs, refusals, and NIfTI if asked for.
