@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from worker.core.errors import DatabaseUnavailableError
+from worker.core.errors import DatabaseFullError, DatabaseUnavailableError
 from worker.core.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -28,17 +28,7 @@ T = TypeVar("T")
 FIRST_WAIT_SECONDS = 0.05
 LONGEST_WAIT_SECONDS = 1.0
 SQLITE_LOCK_SECONDS = 5.0  # per try; `busy_seconds` bounds the whole
-
-POSTGRESQL_LIMITS: dict[str, Any] = {
-    "connect_timeout": 5,
-    "keepalives": 1,
-    "keepalives_idle": 5,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 15_000,
-    "options": "-c lock_timeout=10s -c statement_timeout=30s -c idle_in_transaction_session_timeout=60s",
-}
-"""A server that goes silent, or a row somebody sits on, is a database that is away: never a wait without end."""
+POSTGRESQL_DISK_FULL = "53100"  # SQLSTATE disk_full
 
 _TRANSIENT = (OperationalError, InterfaceError, PoolTimeoutError)
 
@@ -103,10 +93,10 @@ class Database:
             try:
                 with self.write() as session:
                     return change(session)
-            except DatabaseUnavailableError:
+            except DatabaseUnavailableError as error:
                 if time.monotonic() + wait > limit:
                     raise
-                log.warning("database_unavailable", retry_seconds=wait)
+                log.warning("database_unavailable", retry_seconds=wait, error=type(error).__name__)
             time.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
@@ -122,21 +112,31 @@ def _is_lasting(error: Exception) -> bool:
 
 
 def _unavailable(error: Exception) -> DatabaseUnavailableError:
-    kind = type(getattr(error, "orig", None) or error).__name__
+    cause = getattr(error, "orig", None) or error
+    if (
+        getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        or getattr(cause, "sqlstate", None) == POSTGRESQL_DISK_FULL
+    ):
+        return DatabaseFullError("the disk of the database is full; make room there, nothing is lost meanwhile")
+    kind = type(cause).__name__
     return DatabaseUnavailableError(f"the database is locked or away ({kind}); it is tried again")
 
 
 def _engine(url: sa.URL) -> Engine:
     if url.get_backend_name() != "sqlite":
-        return sa.create_engine(
+        from worker.core import postgresql  # the driver loads only where it is used
+
+        engine = sa.create_engine(
             url,
             pool_pre_ping=True,
             pool_size=10,
             max_overflow=20,
             pool_timeout=10,
             hide_parameters=True,
-            connect_args=POSTGRESQL_LIMITS,
+            connect_args=postgresql.CONNECT_ARGUMENTS,
         )
+        event.listen(engine, "do_connect", lambda _dialect, _record, given, named: postgresql.connect(*given, **named))
+        return engine
     engine = sa.create_engine(
         url, hide_parameters=True, connect_args={"timeout": SQLITE_LOCK_SECONDS, "check_same_thread": False}
     )

@@ -3,8 +3,10 @@
     Mu2Error
     ├── RetryableError            the same work may succeed later
     │   ├── DatabaseUnavailableError
+    │   │   └── DatabaseFullError     its disk is full
     │   ├── BrokerUnavailableError
-    │   ├── StoreUnavailableError     disk full, share gone
+    │   ├── StoreUnavailableError     share gone, no permission
+    │   │   └── StoreFullError        its disk is full
     │   ├── InsufficientMemoryError   a volume larger than this host's free memory
     │   ├── ModelBusyError            out of memory, deadline passed
     │   ├── DeliveryUnavailableError  no answer in time, AE or CE
@@ -30,6 +32,8 @@
 Messages say what happened and what to do, and never hold a patient's name, id, accession number or a sender's string.
 """
 
+import errno
+
 
 class Mu2Error(Exception):
     """Base of every error this project raises on purpose."""
@@ -47,12 +51,28 @@ class DatabaseUnavailableError(RetryableError):
     """The database cannot be reached or is locked."""
 
 
+class DatabaseFullError(DatabaseUnavailableError):
+    """The disk of the database is full."""
+
+
 class BrokerUnavailableError(RetryableError):
     """The broker cannot be reached; the rows keep what is due and the sweeper rings later."""
 
 
 class StoreUnavailableError(RetryableError):
     """The instance store cannot be read or written: disk full, share gone, no permission."""
+
+    @classmethod
+    def of(cls, what: str, error: OSError) -> "StoreUnavailableError":
+        """The error for a write that failed, `StoreFullError` when there was no room; `what` is the sentence's start."""
+        sentence = f"{what}: {error.strerror or 'output error'}"
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return StoreFullError(f"{sentence}; make room, the study waits")
+        return cls(sentence)
+
+
+class StoreFullError(StoreUnavailableError):
+    """The disk of the instance store is full. No study's fault, so it costs no study an attempt."""
 
 
 class InsufficientMemoryError(RetryableError):

@@ -20,7 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from worker.core.errors import LeaseLostError, Mu2Error, NotFoundError, StateError
+from worker.core.errors import LeaseLostError, Mu2Error, NotFoundError, StateError, StoreFullError
 from worker.core.records import (
     REASON_LENGTH,
     Attempt,
@@ -34,6 +34,7 @@ from worker.core.records import (
 )
 
 LONGEST_BACKOFF_SECONDS = 3600.0
+FULL_STORE_SECONDS = 30.0  # between two tries of a study while the store has no room
 MOST_LOST_TO_CLAIM = 20  # quarantined in one claim before it gives up for now
 
 _LEADS_TO: dict[StudyStatus, frozenset[StudyStatus]] = {
@@ -261,15 +262,15 @@ def postpone(session: Session, claim: Claim, error: Mu2Error, limits: Limits) ->
     study = held(session, claim)
     if study is None:
         return False
+    if isinstance(error, StoreFullError):  # costs no attempt: no study is to blame
+        _wait(session, study, claim, error, max(limits.backoff_seconds, FULL_STORE_SECONDS))
+        return True
     study.attempts += 1
     if study.attempts >= limits.max_attempts:
         _give_up(session, study, claim, error)
         return False
     wait = min(limits.backoff_seconds * 2 ** (study.attempts - 1), LONGEST_BACKOFF_SECONDS)
-    attempts, crashes = study.attempts, study.crashes
-    _finish(session, study, _WAITS[claim.stage], claim, AttemptOutcome.RETRY, error)
-    study.attempts, study.crashes = attempts, crashes
-    study.due_at = study.status_at + timedelta(seconds=wait)
+    _wait(session, study, claim, error, wait)
     return True
 
 
@@ -283,11 +284,8 @@ def fail(session: Session, claim: Claim, error: BaseException) -> None:
 def give_back(session: Session, claim: Claim) -> None:
     """Back to the waiting state at once and without counting an attempt: the worker stops."""
     study = held(session, claim)
-    if study is None:
-        return
-    attempts, crashes = study.attempts, study.crashes
-    _finish(session, study, _WAITS[claim.stage], claim, AttemptOutcome.RETRY)
-    study.attempts, study.crashes = attempts, crashes
+    if study is not None:
+        _wait(session, study, claim, None, 0.0)
 
 
 def held(session: Session, claim: Claim) -> Study | None:
@@ -365,6 +363,14 @@ def _finish(
     study.lease_token = study.lease_until = study.due_at = None
     study.attempts = study.crashes = 0
     _end_attempt(session, claim.token, outcome, error)
+
+
+def _wait(session: Session, study: Study, claim: Claim, error: BaseException | None, seconds: float) -> None:
+    """Back to the waiting state with its counts as they are, due after `seconds`."""
+    attempts, crashes = study.attempts, study.crashes
+    _finish(session, study, _WAITS[claim.stage], claim, AttemptOutcome.RETRY, error)
+    study.attempts, study.crashes = attempts, crashes
+    study.due_at = study.status_at + timedelta(seconds=seconds) if seconds else None
 
 
 def _give_up(session: Session, study: Study, claim: Claim, error: BaseException) -> None:
