@@ -20,6 +20,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_listener.attributes import Attributes
+from dicom_listener.corrections import Corrections
 from dicom_listener.metrics import Metrics
 from dicom_listener.part10 import Held, read_file
 from dicom_listener.storage import Store
@@ -240,11 +241,12 @@ def recover(store: Store, database: Database, ranking: Ranking, metrics: Metrics
     recovery looks at its file again.
     """
     began = time.time()
+    corrections = Corrections(store, database)
     made = refused = 0
     names = store.stored_since(store.recovered_at())
     while group := list(itertools.islice(names, RECOVERY_GROUP)):
         found = _without_rows(store, database, ranking, group)
-        made_of_group, refused_of_group = _record(database, found)
+        made_of_group, refused_of_group = _record(database, corrections, found)
         made += made_of_group
         refused += refused_of_group
     if not refused:
@@ -281,17 +283,19 @@ def _without_rows(store: Store, database: Database, ranking: Ranking, names: lis
     return found
 
 
-def _record(database: Database, found: list[Arrival]) -> tuple[int, int]:
+def _record(database: Database, corrections: Corrections, found: list[Arrival]) -> tuple[int, int]:
     """Commits the rows together, or one by one when the database refuses one; how many were made and refused."""
     if not found:
         return 0, 0
     try:
-        return sum(not recorded.duplicate for recorded in arrivals.record(database, found)), 0
+        rows = arrivals.record(database, found)
+        settled = [corrections.settle(one, recorded) for one, recorded in zip(found, rows, strict=True)]
+        return sum(not recorded.duplicate for recorded in settled), 0
     except SQLAlchemyError as error:
         if len(found) == 1:
             log.error("row_refused", exc_info=error)
             return 0, 1
-    outcomes = [_record(database, [one]) for one in found]
+    outcomes = [_record(database, corrections, [one]) for one in found]
     return sum(made for made, _ in outcomes), sum(refused for _, refused in outcomes)
 
 

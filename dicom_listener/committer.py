@@ -16,6 +16,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_listener.arrivals import Holds
+from dicom_listener.corrections import Corrections
 from dicom_listener.metrics import Metrics
 from worker.core.arrivals import Arrival, Recorded
 from worker.core.database import Database
@@ -135,14 +136,15 @@ class Committer:
 class LocalRows:
     """The rows of one association, committed in this process."""
 
-    def __init__(self, committer: Committer, holds: Holds, association: int) -> None:
+    def __init__(self, committer: Committer, corrections: Corrections, holds: Holds, association: int) -> None:
         self._committer = committer
+        self._corrections = corrections
         self._holds = holds
         self._association = association
 
     def commit(self, arrival: Arrival) -> Recorded:
         """Commits and holds the study back while the association is open."""
-        recorded = self._committer.commit(arrival)
+        recorded = self._corrections.settle(arrival, self._committer.commit(arrival))
         self._holds.note(self._association, recorded.study_id)
         return recorded
 

@@ -219,7 +219,10 @@ class StoreSink:
     def _note(self, recorded: Recorded, size_bytes: int) -> None:
         metrics = self._services.metrics
         metrics.bytes.inc(size_bytes)
-        if recorded.repeated:
+        if recorded.corrected:
+            metrics.corrections.inc()
+            log.info("instance_corrected", study_id=recorded.study_id, revision=recorded.revision)
+        elif recorded.repeated:
             metrics.duplicates.inc()
         elif recorded.disposition is Disposition.VARIANT:
             metrics.variants.inc()  # whether it shows the same picture is decided where pixels are decoded

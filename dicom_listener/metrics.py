@@ -44,6 +44,9 @@ class Metrics:
         self.variants = Counter(
             "mu2_dicom_variants", "Instances sent again in another encoding.", registry=self.registry
         )
+        self.corrections = Counter(
+            "mu2_dicom_corrections", "Instances whose header was corrected by their sender.", registry=self.registry
+        )
         self.conflicts = Counter(
             "mu2_dicom_conflicts",
             "Instances sent again with other content: an alarm, a person must look.",

@@ -13,6 +13,7 @@ import structlog
 from dicom_listener.arrivals import Completer, Holds, Ranking, Recovery, Submit
 from dicom_listener.association import Association
 from dicom_listener.committer import Committer, LocalRows
+from dicom_listener.corrections import Corrections
 from dicom_listener.door import Door, listen
 from dicom_listener.metrics import Metrics
 from dicom_listener.receivers import ROWS_THREAD, Pool
@@ -34,6 +35,7 @@ class Listener:
         self._database = Database.from_settings(settings)
         self._reception = Reception(settings, self._database, self.metrics)
         self._committer = Committer(self._database, self.metrics, self._recover)
+        self._corrections = Corrections(self._reception.store, self._database)
         self._holds = Holds(settings.dicom.open_association_limit_seconds)
         self._numbers = itertools.count()
         self._pool = Pool(settings, self._rows, self._recover) if settings.dicom.processes > 1 else None
@@ -98,7 +100,7 @@ class Listener:
         self._reception.enter(connection, address, self._rows())
 
     def _rows(self) -> LocalRows:
-        return LocalRows(self._committer, self._holds, next(self._numbers))
+        return LocalRows(self._committer, self._corrections, self._holds, next(self._numbers))
 
     def _recover(self) -> None:
         self._recovery.request()

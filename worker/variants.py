@@ -77,6 +77,7 @@ def _pairs(session: Session, study_id: str) -> list[tuple[str, str, str]]:
         sa.select(Instance.id, kept.path, Instance.path)
         .join(kept, sa.and_(kept.sop_instance_uid == Instance.sop_instance_uid, kept.disposition == Disposition.KEPT))
         .where(Instance.study_id == study_id, Instance.disposition == Disposition.VARIANT)
+        .where(Instance.transfer_syntax_uid != kept.transfer_syntax_uid)  # else an earlier header, compared on arrival
         .where(Instance.removed_at.is_(None), kept.removed_at.is_(None))
     )
     return [(variant, path, other) for variant, path, other in found]

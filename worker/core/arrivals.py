@@ -69,6 +69,7 @@ class Recorded:
     duplicate: bool  # equal bytes were there before: no row was written and the new file is not needed
     new_revision: bool  # the study had been complete
     repeated: bool = False  # this very file had its row before: a commit whose answer was lost, or it was sent again
+    corrected: bool = False  # it took the place of an earlier header of the same picture
 
 
 def record(database: Database, arrivals: Sequence[Arrival]) -> list[Recorded]:
@@ -208,7 +209,7 @@ class _StudyRow:
             _UPDATE_ARRIVAL, {"study_id": self.id, "at": self.last_arrival_at, "rank": int(self.priority)}
         )
         if self._patient is not None:
-            connection.execute(sa.update(_STUDY).where(_STUDY.c.id == self.id), _patient_columns(self._patient))
+            connection.execute(sa.update(_STUDY).where(_STUDY.c.id == self.id), patient_columns(self._patient))
 
 
 def _reopen(session: Session, study: _StudyRow) -> None:
@@ -251,11 +252,12 @@ def _study_row(arrival: Arrival) -> dict[str, object]:
         "crashes": 0,
         "failed_stage": "",
         "reason": "",
-        **_patient_columns(arrival),
+        **patient_columns(arrival),
     }
 
 
-def _patient_columns(arrival: Arrival) -> dict[str, object]:
+def patient_columns(arrival: Arrival) -> dict[str, object]:
+    """The columns of a study's row that describe its patient and its order."""
     return {
         "patient_identifier": arrival.patient_identifier,
         "patient_authority": arrival.patient_authority,

@@ -52,7 +52,7 @@ class Disposition(StrEnum):
     """What became of an instance that arrived."""
 
     KEPT = "kept"  # the instance of this SOP Instance UID
-    VARIANT = "variant"  # the same UID in another encoding; the first is kept, this one lies aside
+    VARIANT = "variant"  # the same picture in another encoding or under an earlier header; lies aside
     CONFLICT = "conflict"  # the same UID with other content; lies aside and raises an alarm
 
 
