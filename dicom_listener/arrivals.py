@@ -20,7 +20,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_listener.attributes import Attributes
-from dicom_listener.corrections import Corrections
+from dicom_listener.corrected_headers import Corrections
 from dicom_listener.metrics import Metrics
 from dicom_listener.part10 import Held, read_file
 from dicom_listener.storage import Store

@@ -16,7 +16,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_listener.arrivals import Holds
-from dicom_listener.corrections import Corrections
+from dicom_listener.corrected_headers import Corrections
 from dicom_listener.metrics import Metrics
 from worker.core.arrivals import Arrival, Recorded
 from worker.core.database import Database

@@ -13,7 +13,7 @@ import structlog
 from dicom_listener.arrivals import Completer, Holds, Ranking, Recovery, Submit
 from dicom_listener.association import Association
 from dicom_listener.committer import Committer, LocalRows
-from dicom_listener.corrections import Corrections
+from dicom_listener.corrected_headers import Corrections
 from dicom_listener.door import Door, listen
 from dicom_listener.metrics import Metrics
 from dicom_listener.receivers import ROWS_THREAD, Pool

@@ -18,7 +18,7 @@ from pathlib import Path
 from dicom_listener import elements, part10
 from dicom_listener.elements import HeadTooShortError
 from dicom_listener.storage import Store
-from worker.core import corrections
+from worker.core import corrected_headers
 from worker.core.arrivals import Arrival, Recorded
 from worker.core.database import Database
 from worker.core.errors import InvalidObjectError, StoreUnavailableError
@@ -50,10 +50,10 @@ class Corrections:
         if recorded.disposition is Disposition.KEPT:
             return recorded
         with self._database.read() as session:
-            kept = corrections.rival(session, arrival)
+            kept = corrected_headers.rival(session, arrival)
         if kept is None or not self._corrects(arrival, kept, seen_before=recorded.disposition is Disposition.VARIANT):
             return recorded
-        return self._database.run(lambda session: corrections.apply(session, arrival, kept)) or recorded
+        return self._database.run(lambda session: corrected_headers.apply(session, arrival, kept)) or recorded
 
     def _corrects(self, arrival: Arrival, kept: str, *, seen_before: bool) -> bool:
         earlier, later = self._store.path(kept), self._store.path(arrival.path)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from tests.core.builders import arrival, uid
-from worker.core import arrivals, corrections, studies
+from worker.core import arrivals, corrected_headers, studies
 from worker.core.database import Database
 from worker.core.records import Disposition, Instance, StudyStatus
 
@@ -14,7 +14,7 @@ def test_corrected_instance_is_kept_and_its_study_arrives_anew(database: Databas
     study_id = arrivals.record(database, [first])[0].study_id
     database.run(lambda session: studies.complete(session, studies.get(session, study_id)))
     arrivals.record(database, [later])
-    outcome = database.run(lambda session: corrections.apply(session, later, first.path))
+    outcome = database.run(lambda session: corrected_headers.apply(session, later, first.path))
     assert outcome is not None
     assert (outcome.corrected, outcome.new_revision, outcome.revision) == (True, True, 2)
     with database.read() as session:
@@ -28,8 +28,8 @@ def test_second_of_two_corrections_at_once_is_not_applied_over_the_first(databas
     first = arrival(uid())
     one, two = (replace(first, path=f"{n}.dcm", sha256=n * 64, patient_name=n) for n in "ab")
     arrivals.record(database, [first, one, two])
-    assert database.run(lambda session: corrections.apply(session, one, first.path))
-    assert database.run(lambda session: corrections.apply(session, two, first.path)) is None
+    assert database.run(lambda session: corrected_headers.apply(session, one, first.path))
+    assert database.run(lambda session: corrected_headers.apply(session, two, first.path)) is None
 
 
 def test_instance_of_another_study_or_encoding_has_nothing_to_correct(database: Database) -> None:
@@ -41,4 +41,4 @@ def test_instance_of_another_study_or_encoding_has_nothing_to_correct(database: 
     ]
     arrivals.record(database, [first])
     with database.read() as session:
-        assert [corrections.rival(session, other) for other in others] == [None] * 3
+        assert [corrected_headers.rival(session, other) for other in others] == [None] * 3
