@@ -136,15 +136,23 @@ def volume_source(folder: Path, cache: Path, paths: list[str], cached_tokens: bo
     return VolumeSource(volumes, tokens)
 
 
-def report_check(stage: str, model: Path, run: run_config.RunConfig, arguments: Any, frozen: tuple[str, ...]) -> None:
-    """What `--check` prints."""
-    estimate = run_config.estimate_memory(Mu2Config.from_pretrained(model), run, arguments, frozen)
+def report_check(
+    stage: str,
+    model: Path,
+    run: run_config.RunConfig,
+    arguments: Any,
+    frozen: tuple[str, ...],
+    lora_rank: int | None,
+) -> None:
+    """What `--check` prints; the machine it runs on need not have the config's devices."""
+    estimate = run_config.estimate_memory(Mu2Config.from_pretrained(model), run, arguments, frozen, lora_rank)
     each = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
     typer.echo(
         f"{stage}: {run.path.name}, {run.strategy}, {run.processes} processes, {each * run.processes} cases a step"
     )
     typer.echo(
-        f"learning rate {arguments.learning_rate:g}, {arguments.num_train_epochs:g} epochs, bf16 {arguments.bf16}"
+        f"learning rate {arguments.learning_rate:g}, {arguments.num_train_epochs:g} epochs, "
+        f"bf16 {bool(run.training.get('bf16'))}"
     )
     typer.echo(estimate.text(run.hardware.get("memory_gib")))
 
@@ -164,7 +172,7 @@ def _sft(stage: str, options: dict[str, Any]) -> None:
     )
     frozen = sft.FROZEN[stage] + (("vision_tower",) if options["cached_tokens"] else ())
     if options["check"]:
-        report_check(stage, options["model"], run, arguments, frozen)
+        report_check(stage, options["model"], run, arguments, frozen, options["lora"])
         return
     cases = read_manifests(options["data"], "train")
     paths = [case.image for case in cases]
@@ -232,7 +240,8 @@ def dpo(
     """Direct preference optimisation on pairs, against an explicit reference."""
     use_threads(threads)
     run = run_config.load_config(config)
-    arguments = run_config.trainer_arguments(
+    build = run_config.arguments_to_check if check else run_config.trainer_arguments
+    arguments = build(
         "dpo",
         run,
         out,
@@ -244,7 +253,7 @@ def dpo(
     )
     frozen = ("vision_tower",) if cached_tokens else ()
     if check:
-        report_check("dpo", model, run, arguments, frozen)
+        report_check("dpo", model, run, arguments, frozen, lora)
         return
     chosen = read_pairs(pairs)
     source = volume_source(model, cache, [pair.image for pair in chosen], cached_tokens)

@@ -5,6 +5,7 @@ A file has three parts: `launch` is a config of `accelerate launch`, `training` 
 """
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from trl import DPOConfig, SFTConfig
 
 from mu2_model import Mu2Config, Mu2ForConditionalGeneration
 from training.recipes import STAGES
+from training.sft import LORA_TARGETS
 
 GIB = 1 << 30
 CONFIG_FOLDER = Path(__file__).parent / "configs"
@@ -154,15 +156,33 @@ def parameter_counts(config: Mu2Config, frozen: tuple[str, ...]) -> tuple[int, i
     return sum(p.numel() for p in everything), sum(p.numel() for p in everything if id(p) not in still)
 
 
+def adapter_parameters(config: Mu2Config, rank: int) -> int:
+    """Parameters of LoRA adapters of this rank on the decoder's projections, as `LoraSettings` places them."""
+    with torch.device("meta"):
+        model = Mu2ForConditionalGeneration(config)
+    adapted = [part for name, part in model.named_modules() if re.fullmatch(LORA_TARGETS, name)]
+    return sum(rank * (part.in_features + part.out_features) for part in adapted)
+
+
 def estimate_memory(
-    config: Mu2Config, run: RunConfig, arguments: SFTConfig | DPOConfig, frozen: tuple[str, ...] = ()
+    config: Mu2Config,
+    run: RunConfig,
+    arguments: SFTConfig | DPOConfig,
+    frozen: tuple[str, ...] = (),
+    lora_rank: int | None = None,
 ) -> MemoryEstimate:
     """Bytes per device of AdamW training: 4-byte weights, gradients and two moments, spread as the strategy says.
 
     DeepSpeed's ZeRO-2 keeps 16-bit weights on every device beside a spread 4-byte copy; FSDP2 spreads all. Activations are
-    those of checkpointed layers plus one layer in full, for the longest prompt and the longest volume.
+    those of checkpointed layers plus one layer in full, for the longest prompt and the longest volume, and the logits over
+    the vocabulary with their gradient. With LoRA the model without its adapters is the reference, so there is no second one.
     """
+    if lora_rank is not None:
+        frozen = ("vision_tower", "language_model")
     total, learning = parameter_counts(config, frozen)
+    if lora_rank is not None:
+        adapters = adapter_parameters(config, lora_rank)
+        total, learning = total + adapters, learning + adapters
     processes, strategy = run.processes, run.strategy
     spread = processes if strategy in ("fsdp2", "zero2", "zero3") else 1
     weights = 4 * total // spread
@@ -170,7 +190,7 @@ def estimate_memory(
         weights = 2 * total + 4 * learning // spread
     prompts = 2 if isinstance(arguments, DPOConfig) else 1
     reference = 0
-    if isinstance(arguments, DPOConfig):
+    if isinstance(arguments, DPOConfig) and lora_rank is None:
         reference = 4 * total // (processes if strategy == "fsdp2" else 1)
     gradients = 4 * learning // spread
     return MemoryEstimate(
@@ -191,7 +211,8 @@ def _activations(config: Mu2Config, arguments: SFTConfig | DPOConfig, prompts: i
         (batch, chunks * config.tokens_per_chunk, config.hidden_size, config.tokenizer.num_layers),
     ]
     checkpointed = bool(arguments.gradient_checkpointing)
-    bytes_all = 0
+    # Logits in single precision and their gradient: with a vocabulary of 152,000 words more than all layers keep.
+    bytes_all = 2 * 4 * batch * prompts * length * text.vocab_size
     for rows, tokens, width, layers in stacks:
         whole_layer = rows * tokens * width * LAYER_BYTES_PER_TOKEN_AND_WIDTH
         bytes_all += rows * tokens * width * 2 * layers + whole_layer if checkpointed else whole_layer * layers

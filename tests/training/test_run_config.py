@@ -4,22 +4,24 @@ import pytest
 import typer
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from peft import get_peft_model
 from transformers import Qwen3Config
 from typer.testing import CliRunner
 
 from mu2_model import Mu2Config, Mu2ForConditionalGeneration
-from training.commands import sft_command
+from training import commands
 from training.run_config import (
     CONFIG_FOLDER,
     GIB,
     ConfigError,
+    adapter_parameters,
     arguments_to_check,
     estimate_memory,
     load_config,
     parameter_counts,
     trainer_arguments,
 )
-from training.sft import FROZEN
+from training.sft import FROZEN, LoraSettings
 
 SHIPPED = sorted(file.stem for file in CONFIG_FOLDER.glob("*.yaml"))
 
@@ -111,13 +113,16 @@ def test_full_training_of_the_published_size_fits_four_gpus_and_not_one(publishe
     assert spread < zero2 < 80
 
 
+@pytest.mark.parametrize("stage", ["sft-align", "sft", "dpo"])
 @pytest.mark.parametrize("name", ["gpu", "a100x4_fsdp2", "a100x4_zero2", "slurm_fsdp2"])
-def test_check_answers_on_a_machine_without_a_gpu(name: str, world: Path, tmp_path: Path) -> None:
+def test_check_answers_on_a_machine_without_a_gpu(name: str, stage: str, world: Path, tmp_path: Path) -> None:
     app = typer.Typer()
-    app.command()(sft_command)
-    options = ["--model", str(world / "init"), "--data", str(world), "--out", str(tmp_path / "out"), "--config", name]
-    result = CliRunner().invoke(app, [*options, "--check"])
+    commands.mount(app)
+    data = ["--pairs", "pairs.jsonl"] if stage == "dpo" else ["--data", str(world)]
+    options = ["--model", str(world / "init"), *data, "--out", str(tmp_path / "out"), "--config", name]
+    result = CliRunner().invoke(app, [stage, *options, "--check"])
     assert result.exit_code == 0, result.output
+    assert "bf16 True" in result.output
     assert "memory per device" in result.output
     assert "fits into" in result.output
     assert not (tmp_path / "out").exists()
@@ -127,6 +132,35 @@ def test_frozen_parts_need_neither_gradients_nor_moments(published: Mu2Config, t
     everything = estimate("gpu", "sft", published, tmp_path)
     align = estimate("gpu", "sft-align", published, tmp_path)
     assert align < everything - 15
+
+
+def test_adapters_on_one_gpu_fit_where_the_whole_model_does_not(published: Mu2Config, tmp_path: Path) -> None:
+    run = load_config("gpu")
+    arguments = arguments_to_check("sft", run, tmp_path)
+    adapted = estimate_memory(published, run, arguments, lora_rank=16).total
+    assert adapted < 24 * GIB < estimate_memory(published, run, arguments).total
+
+
+def test_with_adapters_dpo_needs_no_second_model(world: Path, tmp_path: Path) -> None:
+    config, run = Mu2Config.from_pretrained(world / "init"), load_config("gpu")
+    arguments = arguments_to_check("dpo", run, tmp_path)
+    assert estimate_memory(config, run, arguments, lora_rank=4).reference == 0
+    assert estimate_memory(config, run, arguments).reference > 0
+
+
+def test_adapters_are_counted_as_peft_makes_them(world: Path) -> None:
+    model = Mu2ForConditionalGeneration.from_pretrained(world / "init")
+    adapted = get_peft_model(model, LoraSettings(4, 8).config())
+    made = sum(p.numel() for name, p in adapted.named_parameters() if ".lora_" in name)
+    assert adapter_parameters(model.config, 4) == made > 0
+
+
+def test_a_large_vocabulary_costs_memory(world: Path, tmp_path: Path) -> None:
+    small, large = (Mu2Config.from_pretrained(world / "init") for _ in range(2))
+    large.text_config.vocab_size = 10_000
+    arguments = arguments_to_check("sft", load_config("gpu"), tmp_path)
+    more, less = (estimate_memory(c, load_config("gpu"), arguments).activations for c in (large, small))
+    assert more - less == 8 * 1536 * (10_000 - small.text_config.vocab_size)
 
 
 def test_dpo_holds_a_reference_too(published: Mu2Config, tmp_path: Path) -> None:
