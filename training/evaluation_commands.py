@@ -200,7 +200,8 @@ def evaluate_command(
 
 def report_of(results: Sequence[Evaluation], figures: list[dict[str, Any]], published: str | None) -> dict[str, Any]:
     """One system: its figures at the top level. Two: a list, and the paired tests of the first against the second."""
-    parts = [tables.table_1(figures, published), *(tables.full_table(told) for told in figures)]
+    parts = [tables.table_1(figures, published), tables.table_2(figures)]
+    parts += [tables.full_table(told) for told in figures]
     told: dict[str, Any] = figures[0]
     if len(results) == 2:
         tests = {}

@@ -77,14 +77,15 @@ def table_1(systems: Sequence[Mapping[str, Any]], published: str | None = None) 
 
 
 def table_2(arms: Sequence[Mapping[str, Any]]) -> str:
-    """Ablation arms on our data beside the published ones on AMOS-MM; the two sets differ, only the order may be compared."""
+    """Ablation arms, or systems, on our data; published arms stand beside their namesakes, on AMOS-MM, for the order alone."""
     keys = (*TABLE_2_KEYS, "finding_micro_f1")
-    header = ["arm", *keys, *(f"{key}, published (AMOS-MM)" for key in TABLE_2_KEYS)]
-    rows = []
-    for arm in arms:
-        published = PUBLISHED_TABLE_2.get(str(arm["name"]), (None,) * len(TABLE_2_KEYS))
-        rows.append([str(arm["name"]), *_row(arm, keys), *(shown(value) for value in published)])
-    return markdown(header, rows)
+    known = [PUBLISHED_TABLE_2.get(str(arm["name"])) for arm in arms]
+    rows = [[str(arm["name"]), *_row(arm, keys)] for arm in arms]
+    if not any(known):
+        return markdown(["arm", *keys], rows)
+    for row, published in zip(rows, known, strict=True):
+        row += [shown(value) for value in published or (None,) * len(TABLE_2_KEYS)]
+    return markdown(["arm", *keys, *(f"{key}, published (AMOS-MM)" for key in TABLE_2_KEYS)], rows)
 
 
 def full_table(figures: Mapping[str, Any]) -> str:

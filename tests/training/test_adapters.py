@@ -50,6 +50,13 @@ def test_amos_gives_a_case_for_every_region_with_findings_and_every_question(amo
     assert cases["amos_0001-qa1"].answer == "B. Right"
 
 
+def test_amos_files_that_tell_the_same_records_twice_give_each_case_once(amos: Path) -> None:
+    before = list(amos_mm.read(amos))
+    reports = json.loads((amos / "report_generation_train_val.json").read_text())
+    touch(amos / "dataset.json", json.dumps(reports))
+    assert sorted(case.case_id for case in amos_mm.read(amos)) == sorted(case.case_id for case in before)
+
+
 def test_amos_validation_is_the_test_split(amos: Path) -> None:
     assert {case.case_id: case.split for case in amos_mm.read(amos)}["amos_0008-chest"] == "test"
 

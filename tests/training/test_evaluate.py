@@ -12,7 +12,7 @@ from training.commands import check_data
 from training.data import Case
 from training.drafting import DraftedCase, Drafter
 from training.evaluate import Options, evaluate
-from training.evaluation_commands import read_phantom_report, score_drafts
+from training.evaluation_commands import read_phantom_report, report_of, score_drafts
 from training.green import PhantomJudge
 from training.metrics.findings import Stated, stated
 from training.model_card import SCORES_FILE, write_card
@@ -113,6 +113,15 @@ def test_tables_stand_beside_the_published_rows_and_mark_them(phantom_cases: lis
     assert "μ²LLM-1B (SFT + DPO), published | 0.539 | 0.429 | 0.359 | 0.890" in first
     second = tables.table_2([{**figures, "name": "+RPE"}])
     assert "0.281 | 0.421 | 0.277 | 0.236 | 0.880" in second
+
+
+def test_an_evaluation_has_a_table_in_the_shape_of_each_of_the_published_two(phantom_cases: list[Case]) -> None:
+    result = score_drafts("ours", drafted(phantom_cases, [c.answer for c in phantom_cases]), None, None)
+    markdown = report_of([result], [result.figures("c", 10)], None)["markdown"]
+    lines = markdown.splitlines()
+    assert lines[0].startswith("| system | rouge1 | green | meteor | bertscore |")
+    assert "| arm | bleu4 | rouge1 | green | meteor | bertscore | finding_micro_f1 |" in lines
+    assert "published" not in markdown
 
 
 def test_the_card_takes_its_scores_from_the_file(world: Path, phantom_cases: list[Case]) -> None:
