@@ -10,7 +10,7 @@ import itertools
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Self
@@ -19,7 +19,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_listener.attributes import Attributes
+from dicom_listener.attributes import Attributes, Phi
 from dicom_listener.corrected_headers import Corrections
 from dicom_listener.metrics import Metrics
 from dicom_listener.part10 import Held, read_file
@@ -147,31 +147,39 @@ def _number(value: str) -> int | None:
 
 
 class Holds:
-    """Which studies open associations hold back. Safe for threads."""
+    """Which studies open associations hold back, by Study Instance UID. Safe for threads.
+
+    A study is noted before its rows are committed, so that one whose commit took longer than its quiet period is not
+    complete in the moment between its commit and the next instance.
+    """
 
     def __init__(self, limit_seconds: float) -> None:
         self._limit_seconds = limit_seconds
         self._lock = threading.Lock()
-        self._sent: dict[int, dict[str, float]] = {}  # association → study id → when it last sent to it (monotonic)
+        self._sent: dict[int, dict[str, float]] = {}  # association → study UID → when it last sent to it (monotonic)
 
-    def note(self, association: int, study_id: str) -> None:
-        """An open association sent an instance of a study."""
+    def note(self, association: int, study_uid: Phi) -> None:
+        """An open association sends an instance of a study."""
         with self._lock:
-            self._sent.setdefault(association, {})[study_id] = time.monotonic()
+            self._sent.setdefault(association, {})[study_uid] = time.monotonic()
+
+    def __contains__(self, study_uid: object) -> bool:
+        """Whether a study is not complete however quiet it is."""
+        return study_uid in self.held()
 
     def end(self, association: int) -> None:
         """The association ended, one way or another."""
         with self._lock:
             self._sent.pop(association, None)
 
-    def held(self) -> set[str]:
-        """Ids of the studies that are not complete however quiet they are."""
+    def held(self) -> set[Phi]:
+        """All studies that are held back now."""
         since = time.monotonic() - self._limit_seconds
         with self._lock:
             for sent in self._sent.values():
-                for study_id in [s for s, at in sent.items() if at < since]:
-                    del sent[study_id]
-            return {study_id for sent in self._sent.values() for study_id in sent}
+                for study_uid in [s for s, at in sent.items() if at < since]:
+                    del sent[study_uid]
+            return {study_uid for sent in self._sent.values() for study_uid in sent}
 
 
 class Completer:
@@ -181,7 +189,7 @@ class Completer:
         self,
         database: Database,
         quiet_seconds: float,
-        held: Callable[[], Collection[str]],
+        held: Container[str],
         submit: Submit,
         metrics: Metrics,
     ) -> None:
@@ -221,8 +229,7 @@ class Completer:
 
     def complete_quiet(self) -> list[str]:
         """Completes what is quiet now; returns the study ids. Raises `DatabaseUnavailableError`."""
-        held = self._held()
-        done = self._database.run(lambda session: studies.complete_quiet(session, self._quiet_seconds, held))
+        done = self._database.run(lambda session: studies.complete_quiet(session, self._quiet_seconds, self._held))
         for study_id in done:
             self._metrics.completed.inc()
             log.info("study_complete", study_id=study_id)

@@ -144,8 +144,9 @@ class LocalRows:
 
     def commit(self, arrival: Arrival) -> Recorded:
         """Commits and holds the study back while the association is open."""
+        self._holds.note(self._association, arrival.study_instance_uid)
         recorded = self._corrections.settle(arrival, self._committer.commit(arrival))
-        self._holds.note(self._association, recorded.study_id)
+        self._holds.note(self._association, arrival.study_instance_uid)  # a commit that waited for long counts from now
         return recorded
 
     def close(self) -> None:

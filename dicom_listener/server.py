@@ -41,9 +41,7 @@ class Listener:
         self._pool = Pool(settings, self._rows, self._recover) if settings.dicom.processes > 1 else None
         ranking = Ranking.of(settings)
         self._recovery = Recovery(self._reception.store, self._database, ranking, self.metrics)
-        self._completer = Completer(
-            self._database, settings.dicom.quiet_seconds, self._holds.held, submit, self.metrics
-        )
+        self._completer = Completer(self._database, settings.dicom.quiet_seconds, self._holds, submit, self.metrics)
         self._door: Door | None = None
         self._closing = False
         self._health: HealthServer | None = None

@@ -41,7 +41,8 @@ def test_study_completes_only_after_the_quiet_period(database: Database) -> None
 def test_study_held_by_an_open_association_does_not_complete(database: Database) -> None:
     study_id = received(database)
     with database.write() as session:
-        assert studies.complete_quiet(session, quiet_seconds=0, held={study_id}) == []
+        uid = studies.get(session, study_id).study_instance_uid
+        assert studies.complete_quiet(session, quiet_seconds=0, held={uid}) == []
 
 
 def test_study_with_two_patients_fails_with_that_reason_and_never_drafts(database: Database) -> None:

@@ -13,11 +13,13 @@ from sqlalchemy.exc import DataError, IntegrityError
 
 from dicom_listener import arrivals
 from dicom_listener.arrivals import Holds, Ranking, recover
+from dicom_listener.corrected_headers import Corrections
 from dicom_listener.metrics import Metrics
 from dicom_listener.storage import Store
 from tests.dicom_listener.conftest import Running
 from tests.dicom_listener.sending import connect, ct, eventually, send
 from worker.core import arrivals as core_arrivals
+from worker.core.arrivals import Arrival, Recorded
 from worker.core.errors import BrokerUnavailableError, DatabaseUnavailableError
 from worker.core.records import Instance, Priority, Series, Study, StudyStatus
 from worker.core.settings import Peer
@@ -55,6 +57,22 @@ def test_association_that_hangs_past_the_limit_holds_nothing(start: Callable[...
     eventually(lambda: running.submitted)
     assert association.is_established
     association.release()
+
+
+def test_study_whose_commit_outlasts_the_quiet_period_is_held_by_its_open_association(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = start(quiet_seconds=0.2)
+    study, settle = generate_uid(), Corrections.settle
+
+    def slow(self: Corrections, arrival: Arrival, recorded: Recorded) -> Recorded:
+        time.sleep(0.8)  # rows are there, the association has not heard of it
+        return settle(self, arrival, recorded)
+
+    monkeypatch.setattr(Corrections, "settle", slow)
+    send(running.port, [ct(study), ct(study)])
+    eventually(lambda: running.submitted)
+    assert running.sent.studies()[0].revision == 1
 
 
 def test_holds_are_per_study_and_per_association(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def test_associations_are_shared_out_held_counted_and_released(start: Callable[.
     first.release()
     assert not running.submitted
     held_for = running.sent.studies()[0].id
-    eventually(lambda: running.listener._holds.held() == {held_for})
+    eventually(lambda: running.listener._holds.held() == {study})
     second.release()
     eventually(lambda: running.submitted == [held_for])
 

@@ -12,7 +12,7 @@ Work is claimed on the row: a claim holds a random token and a lease that a hear
 token; when the lease was lost the finish is refused, so a stage that ran twice is recorded once.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -105,8 +105,10 @@ def get(session: Session, study_id: str) -> Study:
     return study
 
 
-def complete_quiet(session: Session, quiet_seconds: float, held: Collection[str] = ()) -> list[str]:
-    """Completes every study that has been quiet for long enough and is not held back by an open association.
+def complete_quiet(session: Session, quiet_seconds: float, held: Container[str] = ()) -> list[str]:
+    """Completes every study that has been quiet for long enough and whose Study Instance UID is not in `held`.
+
+    `held` is asked after the rows were read: who holds a study before its rows are committed is never overlooked.
 
     A study whose instances carry two patients' ids fails instead. Returns the ids of the completed ones.
     """
@@ -116,7 +118,7 @@ def complete_quiet(session: Session, quiet_seconds: float, held: Collection[str]
         .where(Study.status == StudyStatus.RECEIVING, Study.last_arrival_at <= since)
         .with_for_update(skip_locked=True)
     ).all()
-    return [study.id for study in quiet if study.id not in held and complete(session, study)]
+    return [study.id for study in quiet if study.study_instance_uid not in held and complete(session, study)]
 
 
 def complete(session: Session, study: Study) -> bool:
