@@ -1,7 +1,7 @@
 # make demo   one study through the whole system, on this machine alone
 # make test   everything that must hold, in under ten minutes
 # make check  lint and types
-# make chaos  200 seeded kills; SEED=1 KILLS=200
+# make chaos  half a minute without a database, then 200 seeded kills; SEED=1 KILLS=200
 # make train-smoke  every stage of training at toy size, on the CPU
 # make bench  the figures that the README quotes
 
@@ -35,6 +35,7 @@ check: $(VENV)/ready-dev
 	$(BIN)/mypy
 
 chaos: $(VENV)/ready-dev
+	$(BIN)/python -m pytest -q -m outage
 	$(BIN)/python -m tests.end_to_end.chaos --seed $(SEED) --kills $(KILLS)
 
 train-smoke: $(VENV)/ready-dev

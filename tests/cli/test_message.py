@@ -166,3 +166,34 @@ def test_renewal_whose_commit_was_not_answered_is_done_once(
     renewed = renewal.run(terminal.database, number, desk, actor="test")
     assert states(terminal) == {number: "superseded", renewed.id: "pending"}
     assert audited(terminal) == ["renew"]
+
+
+def signed_without_a_message(terminal: Terminal) -> str:
+    """A study whose report was signed when nothing could be written to anybody."""
+    version_id = builders.drafted(terminal.database, patient_identifier="MRN-77")
+    with terminal.database.write() as session:
+        return builders.sign(session, version_id).report.study_id
+
+
+def test_message_that_could_not_be_written_at_the_signature_is_written_once(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study_id = signed_without_a_message(terminal)
+    receiver = {"name": "ris", "host": "127.0.0.1", "port": 1, "drafts": "none"}
+    monkeypatch.setenv("MU2_HL7__DESTINATIONS", json.dumps([receiver]))
+    assert terminal.data("message", "write", study_id) == {"written_for": ["ris"]}
+    assert terminal.data("message", "write", study_id) == {"written_for": []}
+    (line,) = terminal.data("message", "list")
+    assert (line["result_status"], line["state"]) == ("F", "pending")
+    assert audited(terminal) == ["write_messages"]
+
+
+def test_draft_is_not_written_to_anybody_by_hand(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    receiver = {"name": "ris", "host": "127.0.0.1", "port": 1, "drafts": "R"}
+    monkeypatch.setenv("MU2_HL7__DESTINATIONS", json.dumps([receiver]))
+    version_id = builders.drafted(terminal.database)
+    with terminal.database.read() as session:
+        study_id = session.get_one(ReportVersion, version_id).report.study_id
+    error = terminal.run("message", "write", study_id).exception
+    assert isinstance(error, StateError) and "requeue" in str(error)
+    assert terminal.data("message", "list") == []

@@ -7,6 +7,7 @@ import typer
 from worker.cli.terminal import (
     DryRun,
     Json,
+    StudyArgument,
     Yes,
     actor,
     ask,
@@ -156,6 +157,31 @@ def renew(
         print_json({"number": row.id, "renews": number, "destination": row.destination, "control_id": row.control_id})
     else:
         print(f"Message {row.id} takes the place of {number}; a worker sends it to {row.destination} within seconds.")
+
+
+@app.command()
+def write(study: StudyArgument, as_json: Json = False) -> None:
+    """Writes the messages of a signed report that could not be written when it was signed. Audited.
+
+    The page says at the signature which receiver gets none, and why (no patient id, a name that its character set lacks).
+    Mend the cause, then write.
+    """
+    from worker.core import renewal, worklist
+    from worker.core.errors import NotFoundError
+    from worker.core.signing import Desk
+    from worker.results import hl7
+
+    with opened() as (settings, database):
+        with database.read() as session:
+            report = worklist.find(session, study).report
+            if report is None:
+                raise NotFoundError("this study has no report")
+            report_id = report.id
+        written = renewal.write_missing(database, report_id, Desk.from_settings(settings, hl7.write), actor=actor())
+    if as_json:
+        print_json({"written_for": written})
+    else:
+        print(f"Written for {', '.join(written)}." if written else "Every receiver that may have it has its message.")
 
 
 def _chosen(database: "Database", parked: bool, refused: bool, destination: str | None, since: str | None) -> list[int]:
