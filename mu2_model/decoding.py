@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria
 
-from mu2_model.errors import DeadlineExceededError
+from mu2_model.errors import DeadlineExceededError, QuestionError
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,15 @@ SETTINGS: dict[str, DecodeSettings] = {
     # Varied drafts of one volume, from which preferences are made.
     "varied": DecodeSettings(sample=True, temperature=1.0, top_p=0.9),
 }
+
+
+def decode_settings(settings: DecodeSettings | str) -> DecodeSettings:
+    """Settings by their name, or as they are; QuestionError for a name that nobody gave."""
+    if isinstance(settings, DecodeSettings):
+        return settings
+    if settings not in SETTINGS:
+        raise QuestionError(f"no decode settings are called {settings!r}; there are {', '.join(SETTINGS)}")
+    return SETTINGS[settings]
 
 
 class Deadline:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from mu2_model.decoding import SETTINGS, Deadline, DecodeSettings
+from mu2_model.decoding import Deadline, DecodeSettings, decode_settings
 from mu2_model.draft import Draft, DraftSentence, Progress
 from mu2_model.drafting_stages import DraftingStages
 from mu2_model.errors import CheckpointError, QuestionError
@@ -119,8 +119,9 @@ class ReportDrafter:
         """
         if len(volumes) != len(questions) or not volumes:
             raise QuestionError(f"{len(volumes)} volumes, but {len(questions)} questions: one each is needed")
-        if isinstance(settings, str):
-            settings = SETTINGS[settings]
+        settings = decode_settings(settings)
+        if samples < 1 or (max_new_tokens is not None and max_new_tokens < 1):
+            raise QuestionError(f"{samples} samples of {max_new_tokens} tokens: at least one of each is needed")
         if samples > 1 and not settings.sample:
             raise QuestionError("greedy decoding gives one draft; ask for several with settings='varied'")
         if self._prompts_differ(questions):

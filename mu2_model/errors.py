@@ -2,7 +2,7 @@
 
     Mu2ModelError
     ├── VolumeError               an array or an affine no trustworthy draft can be made from
-    ├── QuestionError             an empty question, one that is too long, or one that holds a placeholder
+    ├── QuestionError             an empty question, one that is too long or holds a placeholder, settings nobody knows
     ├── CheckpointError           a checkpoint that is not one of ours, or not as published
     ├── DeadlineExceededError     generation passed its deadline (also a TimeoutError)
     └── MemoryEstimateError       a batch that would not fit the free memory (also a MemoryError)

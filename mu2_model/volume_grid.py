@@ -70,7 +70,10 @@ def apply_affine(affine: Matrix, points: Matrix) -> Matrix:
 
 
 def check_affine(affine: object) -> Matrix:
-    """The affine as a 4x4 float64 matrix; VolumeError when it is absent, not finite, singular or of impossible spacing."""
+    """The affine as a 4x4 float64 matrix.
+
+    Raises VolumeError when it is absent, not finite, transposed, singular or of impossible spacing.
+    """
     if affine is None:
         raise VolumeError(
             "no affine: without it there is no spacing and no left and right; pass the 4x4 matrix to RAS mm"
@@ -80,6 +83,8 @@ def check_affine(affine: object) -> Matrix:
         raise VolumeError(f"the affine has shape {matrix.shape}, not (4, 4)")
     if not np.isfinite(matrix).all():
         raise VolumeError("the affine holds values that are not finite")
+    if not np.array_equal(matrix[3], (0, 0, 0, 1)):
+        raise VolumeError(f"the affine's last row is {matrix[3].tolist()}, not [0, 0, 0, 1]: is it transposed?")
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
     if (spacing <= 0).any() or abs(np.linalg.det(matrix[:3, :3] / np.maximum(spacing, 1e-12))) < MIN_DETERMINANT:
         raise VolumeError("the affine is singular: two array axes point the same way or one has no length")

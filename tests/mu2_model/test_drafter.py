@@ -198,6 +198,19 @@ def test_several_greedy_samples_are_refused(drafter: ReportDrafter) -> None:
         drafter.draft([(body(), affine())], [QUESTION], samples=2)
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"settings": "gredy"}, "there are greedy, published, varied"),
+        ({"samples": 0, "settings": "varied"}, "at least one of each"),
+        ({"max_new_tokens": 0}, "at least one of each"),
+    ],
+)
+def test_a_draft_that_cannot_be_decoded_is_refused(asked: dict, message: str, drafter: ReportDrafter) -> None:
+    with pytest.raises(QuestionError, match=message):
+        drafter.draft([(body(), affine())], ["Describe the findings."], **asked)
+
+
 def test_the_published_settings_are_known_by_name() -> None:
     settings = SETTINGS["published"]
     assert (settings.temperature, settings.top_p, settings.top_k, settings.repetition_penalty) == (0.7, 0.8, 20, 1.1)

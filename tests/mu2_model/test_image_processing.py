@@ -216,6 +216,7 @@ def test_a_tilted_volume_is_prepared_and_said() -> None:
         (body(), np.diag([1.0, 1.0, 0.0, 1.0]), "singular"),
         (body(), np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), "singular"),
         (body(), np.full((4, 4), np.nan), "not finite"),
+        (body(), affine().T, "is it transposed"),
         (body(), affine(slice_mm=40.0), "cannot be known above 15 mm"),
         (body(), affine(pixel_mm=25.0), "pixels of 25.0 mm"),
         (body(), affine(pixel_mm=0.001), "below 0.05 mm"),
