@@ -22,7 +22,8 @@ ABLATIONS: dict[str, tuple[bool, bool, bool]] = {
 class Mu2VisionConfig(PreTrainedConfig):
     """The 3D vision transformer that encodes one chunk of slices; the default is ViT-B/3D of M3D-CLIP with three windows.
 
-    `image_size` and `patch_size` are (slices, rows, columns) of a chunk.
+    `image_size` and `patch_size` are (slices, rows, columns) of a chunk. `stem_channels` empty cuts patches and embeds
+    them by one matrix, as published; else 3×3×3 convolutions of these widths, each halving the axes, come down to the patches.
     """
 
     model_type = "mu2_vision"
@@ -35,6 +36,7 @@ class Mu2VisionConfig(PreTrainedConfig):
     num_channels: int = 3
     image_size: list[int] | tuple[int, ...] = (32, 256, 256)
     patch_size: list[int] | tuple[int, ...] = (4, 16, 16)
+    stem_channels: list[int] | tuple[int, ...] = ()
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
 
@@ -48,6 +50,18 @@ class Mu2VisionConfig(PreTrainedConfig):
                 raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} heads")
+        self.stem_channels = list(self.stem_channels)
+        reachable = [2**halvings for halvings in range(len(self.stem_channels) + 1)]
+        if self.stem_channels and not all(patch in reachable for patch in self.patch_size):
+            raise ValueError(f"{len(self.stem_channels)} halvings reach patches of {reachable}, not {self.patch_size}")
+        if self.stem_channels and self.stem_channels[-1] != self.hidden_size:
+            raise ValueError(f"the last of stem_channels {self.stem_channels} is not hidden_size {self.hidden_size}")
+
+    def level_patch(self, level: int) -> tuple[int, int, int]:
+        """Voxels (slices, rows, columns) that a cell of a level of the stem stands for; level -1 is the patch itself."""
+        halvings = range(len(self.stem_channels))[level] + 1
+        depth, rows, columns = (min(patch, 2**halvings) for patch in self.patch_size)
+        return depth, rows, columns
 
     @property
     def patch_grid(self) -> tuple[int, int, int]:

@@ -70,12 +70,20 @@ class ConvolutionStem(nn.Module):
 
     def forward(self, chunks: Tensor) -> Tensor:
         """(L, channels, D, H, W) to (L, P, W)."""
-        # Channels last: half the time on a CPU, and the flattening below is free.
-        x = self.reductions[0](chunks.contiguous(memory_format=torch.channels_last_3d))
+        return self.tokens(self.levels(chunks))
+
+    def levels(self, chunks: Tensor) -> list[Tensor]:
+        """The maps (L, w, d, h, w) after every level, the finest first."""
+        # Channels last: half the time on a CPU, and the flattening to tokens is free.
+        maps = [self.reductions[0](chunks.contiguous(memory_format=torch.channels_last_3d))]
         for reduce, refine in zip(list(self.reductions)[1:], self.refinements, strict=True):
-            x = reduce(x)
-            x = x + refine(x)
-        return x.flatten(2).transpose(1, 2)
+            x = reduce(maps[-1])
+            maps.append(x + refine(x))
+        return maps
+
+    def tokens(self, maps: list[Tensor]) -> Tensor:
+        """The last level as tokens (L, P, W)."""
+        return maps[-1].flatten(2).transpose(1, 2)
 
 
 def convolution(taken: int, given: int, stride: tuple[int, int, int]) -> nn.Sequential:
@@ -105,7 +113,11 @@ class Mu2VisionTower(nn.Module):
         """(L, channels, slices, rows, columns) to patch tokens (L, P, W), ordered (slice, row, column)."""
         if tuple(chunks.shape[-3:]) != self.image_size:
             raise ValueError(f"chunks of {tuple(chunks.shape[-3:])} voxels, but the tower takes {self.image_size}")
-        x_LPW = self.patch_embedding(chunks) + self.position_embedding
+        return self.attend(self.patch_embedding(chunks))
+
+    def attend(self, x_LPW: Tensor) -> Tensor:
+        """What follows the embedding; shape is kept."""
+        x_LPW = x_LPW + self.position_embedding
         x_LPW = torch.cat((self.cls_token.expand(x_LPW.shape[0], -1, -1), x_LPW), dim=1)
         for block in self.blocks:
             x_LPW = block(x_LPW)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mu2_model import Mu2ImageProcessor
 from training.data import Case, ManifestError
 from training.dense_labels import FRACTION_SCALE, GRAZED_FRACTION, LEAST_FRACTION, cell_fractions, read_label_maps
 from training.phantoms.vocabulary import FINDING_LABELS, Organ
@@ -27,8 +26,21 @@ FINDING_SHARE = 0.6
 
 
 @dataclass(frozen=True)
+class DenseBatch:
+    """Chunks for one step: pixels (L, channels, D, H, W), shares in [0, 1] that organs and findings fill.
+
+    `organs` (L, P, organs) and `findings` (L, P, findings) are of patches, `cells` (L, M, findings) of the finer cells.
+    """
+
+    pixels: Tensor
+    organs: Tensor
+    findings: Tensor
+    cells: Tensor
+
+
+@dataclass(frozen=True)
 class DenseCase:
-    """One phantom: pixels (C, channels, D, H, W) and fractions (C, P, organs + findings), both times 255.
+    """One phantom: pixels (C, channels, D, H, W), fractions of patches (C, P, organs + findings) and of cells, all times 255.
 
     Bytes, so that thousands of phantoms stay in memory: a step of one is 1.6 HU in a window of 400, far below the noise.
     """
@@ -36,6 +48,7 @@ class DenseCase:
     case_id: str
     pixels: NDArray[np.uint8]
     fractions: NDArray[np.uint8]
+    cells: NDArray[np.uint8]
 
 
 class DenseData:
@@ -46,8 +59,9 @@ class DenseData:
         cases: list[Case],
         cache: VolumeCache,
         patch: tuple[int, int, int],
+        cell: tuple[int, int, int],
     ):
-        self.cases = [self._load(case, cache, patch) for case in cases]
+        self.cases = [self._load(case, cache, patch, cell) for case in cases]
         self.chunks = [(index, chunk) for index, case in enumerate(self.cases) for chunk in range(len(case.pixels))]
         # For every finding the chunks that hold it, to draw from.
         self.holding: dict[int, list[tuple[int, int]]] = {}
@@ -56,34 +70,26 @@ class DenseData:
             for finding in np.flatnonzero(present):
                 self.holding.setdefault(int(finding), []).append((index, chunk))
 
-    def _load(self, case: Case, cache: VolumeCache, patch: tuple[int, int, int]) -> DenseCase:
+    def _load(
+        self, case: Case, cache: VolumeCache, patch: tuple[int, int, int], cell: tuple[int, int, int]
+    ) -> DenseCase:
         if Path(case.image).suffix != ".npz":
             raise ManifestError(f"{case.case_id} has no voxel labels: make phantoms with --format numpy")
         pixels = cache.get(case.image).pixels
-        entry = cache.folder / f"{cache.key(case.image)}.dense-{'x'.join(map(str, patch))}.npy"
-        if not entry.is_file():
-            fractions = self._fractions(case, cache.processor, patch)
-            partial = entry.with_suffix(f".{os.getpid()}.partial")
-            with partial.open("wb") as stream:
-                np.save(stream, fractions)
-            partial.replace(entry)
         grey = np.rint(np.asarray(pixels, dtype=np.float32) * PIXEL_SCALE).astype(np.uint8)
-        return DenseCase(case.case_id, grey, np.load(entry))
+        patches = _stored(case, cache, patch, with_organs=True)
+        return DenseCase(case.case_id, grey, patches, _stored(case, cache, cell, with_organs=False))
 
-    def _fractions(self, case: Case, processor: Mu2ImageProcessor, patch: tuple[int, int, int]) -> NDArray[np.uint8]:
-        array, affine = read_volume(case.image)
-        grid = processor.prepare(array, affine).grid
-        maps = read_label_maps(case.image)
-        organs = cell_fractions(maps.organs, ORGANS, grid, patch)
-        return np.concatenate([organs, cell_fractions(maps.findings, FINDINGS, grid, patch)], axis=2)
+    def batch(self, picked: list[tuple[int, int]]) -> DenseBatch:
+        """The picked (case, chunk)."""
+        pixels, fractions, cells = (
+            torch.from_numpy(np.stack([getattr(self.cases[case], part)[chunk] for case, chunk in picked])).float()
+            for part in ("pixels", "fractions", "cells")
+        )
+        shares = fractions / FRACTION_SCALE
+        return DenseBatch(pixels / PIXEL_SCALE, shares[..., :ORGANS], shares[..., ORGANS:], cells / FRACTION_SCALE)
 
-    def batch(self, picked: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Pixels (L, channels, D, H, W) and fractions (L, P, classes) in [0, 1] of the picked (case, chunk)."""
-        pixels = np.stack([self.cases[case].pixels[chunk] for case, chunk in picked]).astype(np.float32)
-        fractions = np.stack([self.cases[case].fractions[chunk] for case, chunk in picked])
-        return torch.from_numpy(pixels / PIXEL_SCALE), torch.from_numpy(fractions.astype(np.float32) / FRACTION_SCALE)
-
-    def training_batch(self, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def training_batch(self, size: int, rng: np.random.Generator) -> DenseBatch:
         """A batch for one step: chunks with a finding, each kind equally often, and chunks drawn from all."""
         kinds = sorted(self.holding)
         picked = []
@@ -92,13 +98,31 @@ class DenseData:
             if kinds and rng.random() < FINDING_SHARE:
                 pool = self.holding[kinds[int(rng.integers(len(kinds)))]]
             picked.append(pool[int(rng.integers(len(pool)))])
-        pixels, fractions = self.batch(picked)
-        return augment(pixels, rng), fractions
+        batch = self.batch(picked)
+        return replace(batch, pixels=augment(batch.pixels, rng))
 
-    def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def in_order(self, size: int) -> Iterator[DenseBatch]:
         """All chunks once, in batches."""
         for start in range(0, len(self.chunks), size):
             yield self.batch(self.chunks[start : start + size])
+
+
+def _stored(case: Case, cache: VolumeCache, patch: tuple[int, int, int], with_organs: bool) -> NDArray[np.uint8]:
+    """Fractions of patches (C, P, findings), organs before them or not, computed once."""
+    kind = "dense" if with_organs else "findings"
+    entry = cache.folder / f"{cache.key(case.image)}.{kind}-{'x'.join(map(str, patch))}.npy"
+    if not entry.is_file():
+        array, affine = read_volume(case.image)
+        grid = cache.processor.prepare(array, affine).grid
+        maps = read_label_maps(case.image)
+        fractions = cell_fractions(maps.findings, FINDINGS, grid, patch)
+        if with_organs:
+            fractions = np.concatenate([cell_fractions(maps.organs, ORGANS, grid, patch), fractions], axis=2)
+        partial = entry.with_suffix(f".{os.getpid()}.partial")
+        with partial.open("wb") as stream:
+            np.save(stream, fractions)
+        partial.replace(entry)
+    return np.load(entry)
 
 
 def augment(pixels: Tensor, rng: np.random.Generator) -> Tensor:
@@ -111,7 +135,10 @@ def augment(pixels: Tensor, rng: np.random.Generator) -> Tensor:
     return torch.where(inside, (pixels + shift + noise).clamp(0, 1), pixels)
 
 
-def positives(fractions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cells with a finding, and cells that are sure to have it or not; both (..., findings) bool."""
-    positive = fractions >= LEAST_FRACTION
-    return positive, positive | (fractions < GRAZED_FRACTION)
+def positives(fractions: Tensor, finer: int = 1) -> tuple[Tensor, Tensor]:
+    """Cells with a finding, and cells that are sure to have it or not; both (..., findings) bool.
+
+    In cells `finer` times smaller than patches a finding must fill as many times the share.
+    """
+    positive = fractions >= LEAST_FRACTION * finer
+    return positive, positive | (fractions < GRAZED_FRACTION * finer)

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mu2_model import Mu2ForConditionalGeneration, Mu2Processor
-from mu2_model.vision_tower import Mu2VisionTower, patch_boxes
+from mu2_model.configuration_mu2 import Mu2VisionConfig
+from mu2_model.vision_tower import ConvolutionStem, Mu2VisionTower, patch_boxes
 from training.data import Case
-from training.dense_data import FINDINGS, ORGANS, DenseData, positives
+from training.dense_data import FINDINGS, ORGANS, DenseBatch, DenseData, positives
 from training.phantoms.vocabulary import FINDING_LABELS
 from training.recipes import STAGES, write_json
 from training.volumes import VolumeCache
@@ -36,28 +37,46 @@ STATE_FILE = "vision_state.pt"
 HISTORY_FILE = "vision_history.json"
 
 
-class DenseModel(nn.Module):
-    """A vision tower with two linear heads: organs and findings of every patch, findings of every box that the projector pools.
+@dataclass(frozen=True)
+class DenseLogits:
+    """What the heads say: patches (L, P, organs + findings), boxes (L, N, findings), cells (L, M, findings), float32."""
 
-    What comes after sees the means of boxes alone, so a finding in one patch must survive the mean.
+    patches: Tensor
+    boxes: Tensor
+    cells: Tensor
+
+
+class DenseModel(nn.Module):
+    """A vision tower with three linear heads, all thrown away later.
+
+    One names organs and findings of every patch. One names the findings of every box that the projector pools: what comes
+    after sees the means of boxes alone, so a finding in one patch must survive the mean. One stands on the level of the
+    stem before the last, whose cells are finer than patches: a small lesion fills its cell there and teaches the
+    convolutions without a detour (deep supervision, Lee et al. 2015).
     """
 
-    def __init__(self, tower: Mu2VisionTower, width: int, grid: tuple[int, int, int], box: int):
+    def __init__(self, tower: Mu2VisionTower, config: Mu2VisionConfig, box: int):
         super().__init__()
-        self.tower, self.grid, self.box = tower, grid, box
-        self.patch_head = nn.Linear(width, ORGANS + FINDINGS)
-        self.box_head = nn.Linear(width, FINDINGS)
-        for head in (self.patch_head, self.box_head):
+        if not isinstance(tower.patch_embedding, ConvolutionStem):
+            raise ValueError("the vision stage trains a tower with a convolution stem: set stem_channels")
+        self.tower, self.grid, self.box = tower, config.patch_grid, box
+        self.patch_head = nn.Linear(config.hidden_size, ORGANS + FINDINGS)
+        self.box_head = nn.Linear(config.hidden_size, FINDINGS)
+        self.cell_head = nn.Linear(config.stem_channels[-2], FINDINGS)
+        for head in (self.patch_head, self.box_head, self.cell_head):
             nn.init.normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)
             with torch.no_grad():
                 head.bias[-FINDINGS:] = FOCAL_BIAS
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(L, channels, D, H, W) to logits of patches (L, P, organs + findings) and of boxes (L, N, findings), float32."""
-        tokens = self.tower(pixels)
-        boxes = patch_boxes(tokens, self.grid, self.box).mean(dim=2)
-        return self.patch_head(tokens).float(), self.box_head(boxes).float()
+    def forward(self, pixels: Tensor) -> DenseLogits:
+        """Logits of chunks (L, channels, D, H, W)."""
+        stem: Any = self.tower.patch_embedding
+        maps = stem.levels(pixels)
+        tokens = self.tower.attend(stem.tokens(maps))
+        boxes = self.box_head(patch_boxes(tokens, self.grid, self.box).mean(dim=2))
+        cells = self.cell_head(maps[-2].flatten(2).transpose(1, 2))
+        return DenseLogits(self.patch_head(tokens).float(), boxes.float(), cells.float())
 
     def box_fractions(self, fractions: Tensor) -> Tensor:
         """The largest share that a finding fills of any patch of a box: (L, P, findings) to (L, N, findings)."""
@@ -81,35 +100,38 @@ class CellScore:
         return f"cell F1 {self.micro_f1:.3f} ({sums}): {kinds}"
 
 
-def finding_loss(logits: Tensor, fractions: Tensor) -> Tensor:
+def finding_loss(logits: Tensor, fractions: Tensor, finer: int = 1) -> Tensor:
     """Focal loss (Lin et al. 2017, eq. 5, positives weighted) plus soft Dice (Milletari et al. 2016), both on sure cells.
 
-    `logits` and `fractions` are (L, P, findings); both are means over the kinds that the batch holds.
+    `logits` and `fractions` are (L, P, findings), of cells `finer` times smaller than patches. Dice is a mean over the kinds
+    that the batch holds.
     """
-    positive, sure = positives(fractions)
+    positive, sure = positives(fractions, finer)
     target, weight = positive.float(), sure.float()
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     probability = torch.sigmoid(logits)
     miss = torch.where(positive, 1 - probability, probability)
     scale = torch.where(positive, POSITIVE_WEIGHT, 1.0)
     present = target.sum(dim=(0, 1))
-    # A share for every kind: over all cells together, one heart outweighs a hundred nodules.
-    focal = ((scale * miss**FOCAL_GAMMA * entropy * weight).sum(dim=(0, 1)) / present.clamp(min=LEAST_CELLS)).sum()
+    focal = (scale * miss**FOCAL_GAMMA * entropy * weight).sum(dim=(0, 1))
+    # Over all cells together one heart outweighs a hundred nodules; a kind counts by the root of its cells.
+    focal = (focal / present.clamp(min=LEAST_CELLS).sqrt()).sum() / present.sum().clamp(min=LEAST_CELLS).sqrt()
     probability = probability * weight
     overlap = 2 * (probability * target).sum(dim=(0, 1))
     total = probability.sum(dim=(0, 1)) + present
     held = present > 0
     dice = (1 - (overlap + 1) / (total + 1))[held].mean() if bool(held.any()) else logits.sum() * 0
-    return focal / held.sum().clamp(min=1) + dice
+    return focal + dice
 
 
-def dense_loss(model: DenseModel, pixels: Tensor, fractions: Tensor) -> Tensor:
-    """The loss of a batch: findings of patches and boxes as above, organs by their share of the patch."""
-    logits, boxes = model(pixels)
-    findings = fractions[..., ORGANS:]
-    organs = F.binary_cross_entropy_with_logits(logits[..., :ORGANS], fractions[..., :ORGANS], reduction="none")
+def dense_loss(model: DenseModel, batch: DenseBatch) -> Tensor:
+    """The loss of a batch: findings of patches, boxes and cells as above, organs by their share of the patch."""
+    logits = model(batch.pixels)
+    organs = F.binary_cross_entropy_with_logits(logits.patches[..., :ORGANS], batch.organs, reduction="none")
+    found = finding_loss(logits.patches[..., ORGANS:], batch.findings)
+    found = found + finding_loss(logits.boxes, model.box_fractions(batch.findings))
+    found = found + finding_loss(logits.cells, batch.cells, batch.cells.shape[1] // batch.findings.shape[1])
     # Summed over the organs: as a mean they were 25 times too weak, and after 200 steps not one was known.
-    found = finding_loss(logits[..., ORGANS:], findings) + finding_loss(boxes, model.box_fractions(findings))
     return found + organs.sum(dim=-1).mean()
 
 
@@ -118,12 +140,13 @@ def score_cells(model: DenseModel, data: DenseData, batch_size: int = 32, thresh
     """Cell F1 of a split at one threshold; cells that a finding only grazes do not count."""
     model.eval()
     counts, boxes, organ_counts = torch.zeros(3, FINDINGS), torch.zeros(3, FINDINGS), torch.zeros(3, ORGANS)
-    for pixels, fractions in data.in_order(batch_size):
-        logits, box_logits = (torch.sigmoid(part) > threshold for part in model(pixels))
-        findings, organs = fractions[..., ORGANS:], fractions[..., :ORGANS] > threshold
-        counts += _counts(logits[..., ORGANS:], *positives(findings))
-        boxes += _counts(box_logits, *positives(model.box_fractions(findings)))
-        organ_counts += _counts(logits[..., :ORGANS], organs, torch.ones_like(organs))
+    for batch in data.in_order(batch_size):
+        logits = model(batch.pixels)
+        patches, boxed = torch.sigmoid(logits.patches) > threshold, torch.sigmoid(logits.boxes) > threshold
+        counts += _counts(patches[..., ORGANS:], *positives(batch.findings))
+        boxes += _counts(boxed, *positives(model.box_fractions(batch.findings)))
+        organs = batch.organs > threshold
+        organ_counts += _counts(patches[..., :ORGANS], organs, torch.ones_like(organs))
     model.train()
     occurring = (counts[0] + counts[2]) > 0
     names = [kind.value for kind in FINDING_LABELS]
@@ -175,9 +198,10 @@ class VisionTraining:
         self.processor = Mu2Processor.from_pretrained(model_folder)
         vision = self.mu2.config.vision
         self.patch = (vision.patch_size[0], vision.patch_size[1], vision.patch_size[2])
+        self.cell = vision.level_patch(-2)
         torch.manual_seed(settings.seed)
         box = self.mu2.config.tokenizer.projector_pooling_size
-        self.model = DenseModel(self.mu2.model.vision_tower, vision.hidden_size, vision.patch_grid, box)
+        self.model = DenseModel(self.mu2.model.vision_tower, vision, box)
         head = model_folder / HEAD_FILE
         if head.is_file():
             self.model.load_state_dict(load_file(head), strict=False)
@@ -228,9 +252,9 @@ class VisionTraining:
     def one_step(self, data: DenseData) -> float:
         """One optimiser step; the batch is drawn by seed and step, so a resumed run sees the same ones."""
         rng = np.random.default_rng((self.settings.seed, self.step))
-        pixels, fractions = data.training_batch(self.settings.batch_size, rng)
+        batch = data.training_batch(self.settings.batch_size, rng)
         with self.precision():
-            loss = dense_loss(self.model, pixels, fractions)
+            loss = dense_loss(self.model, batch)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -278,7 +302,8 @@ def train_vision(
     cache = VolumeCache(cache_folder, training.processor.image_processor)
     splits = {}
     for split in ("train", "validation"):
-        chosen = [case for case in cases if case.split == split]
-        splits[split] = DenseData(chosen, cache, training.patch)
+        # A phantom may have several reports, but it has one volume.
+        chosen = {case.image: case for case in cases if case.split == split}
+        splits[split] = DenseData(list(chosen.values()), cache, training.patch, training.cell)
     training.run(splits["train"], splits["validation"], progress)
     return training

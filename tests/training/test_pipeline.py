@@ -40,7 +40,9 @@ def towered(world: Path, cases: list[Case], tmp_path_factory: pytest.TempPathFac
 
 
 def dense(cases: list[Case], training: VisionTraining, world: Path) -> DenseData:
-    return DenseData(cases, VolumeCache(world / "cache", training.processor.image_processor), training.patch)
+    return DenseData(
+        cases, VolumeCache(world / "cache", training.processor.image_processor), training.patch, training.cell
+    )
 
 
 def test_a_killed_vision_run_goes_on_to_the_same_weights(

@@ -17,12 +17,15 @@ from training.phantoms.case import Case
 from training.phantoms.disease import draw_case
 from training.phantoms.nifti import write_nifti
 from training.phantoms.phantom import Phantom, render
+from training.phantoms.vocabulary import Region
 
 SEEDS_A_SET = 1_000_000
 """Phantom k of set S has seed S * 1,000,000 + k: sets of different seeds never share a phantom."""
 MOST_WORDINGS = 99
 """More would run into the next stream of random numbers."""
 PROMPT = "Write the report of this CT."
+SERVED_PROMPT = "Describe the findings and the impression of this CT."
+"""What a worker asks unless its settings say otherwise."""
 MANIFEST = "manifest.jsonl"
 
 
@@ -55,7 +58,7 @@ class Order:
     labels: bool = False
     split: Split = Split.TRAIN
     wordings: int = 1
-    """Reports written of each phantom, in other words each time: rows of the manifest that share an image."""
+    """Reports written of each phantom, in other words and to other questions: rows of the manifest that share an image."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.count <= SEEDS_A_SET:
@@ -70,15 +73,32 @@ class Order:
         return f"phantom_{self.seed * SEEDS_A_SET + number:09d}"
 
 
+def asked(case: Case, wording: int) -> tuple[str, tuple[Region, ...]]:
+    """The question of a wording and the regions of its answer: of the whole scan, and, in every second pair, of one region.
+
+    >>> from training.phantoms.disease import draw_case
+    >>> asked(draw_case(0), 0)[0]
+    'Write the report of this CT.'
+    """
+    regions = case.scan.regions
+    if wording % 4 < 2 or len(regions) == 1:
+        return (SERVED_PROMPT if wording % 2 else PROMPT), regions
+    region = regions[(wording // 4 * 2 + wording % 2) % len(regions)]
+    return f"{SERVED_PROMPT} Report on the {region.value} only.", (region,)
+
+
 def manifest_row(case: Case, name: str, image: str | None, split: str, wording: int = 0) -> dict[str, Any]:
     """One line of the manifest: image, prompt, answer, structured labels, ids of patient and study."""
+    prompt, regions = asked(case, wording)
+    whole = regions == case.scan.regions
+    told = [f for f in case.findings if whole or report.region_of(f, case.scan.regions) in regions]
     return {
         "id": f"{name}_{wording}" if wording else name,
         "image": image,
-        "prompt": PROMPT,
-        "answer": report.write(case, wording=wording),
-        "labels": [finding.to_dict() for finding in case.findings],
-        "regions": [region.value for region in case.scan.regions],
+        "prompt": prompt,
+        "answer": report.write(case, None if whole else regions, wording),
+        "labels": [finding.to_dict() for finding in told],
+        "regions": [region.value for region in regions],
         "patient": dicom.patient_id(case),
         "study": dicom.uid(case, "study"),
         "split": split,

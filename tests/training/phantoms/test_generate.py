@@ -13,12 +13,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from training.__main__ import app
-from training.phantoms import dicom
+from training.phantoms import dicom, labeler
 from training.phantoms.contact_sheet import write_sheet
 from training.phantoms.disease import draw_case
-from training.phantoms.generate import ImageFormat, Order, Split, generate, make_one
+from training.phantoms.generate import SERVED_PROMPT, ImageFormat, Order, Split, generate, make_one, manifest_row
 from training.phantoms.nifti import write_nifti
 from training.phantoms.phantom import Phantom, render
+from worker.core.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -107,17 +108,33 @@ def test_the_manifest_names_image_prompt_answer_and_labels(tmp_path: Path) -> No
 
 
 def test_wordings_are_rows_that_share_an_image(tmp_path: Path) -> None:
-    order = Order(tmp_path, 2, 5, image_format=ImageFormat.NONE, wordings=3)
+    order = Order(tmp_path, 2, 5, image_format=ImageFormat.NONE, wordings=2)
     list(generate(order, processes=1))
     rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [row["id"] for row in rows[:4]] == [
-        "phantom_005000000",
-        "phantom_005000000_1",
-        "phantom_005000000_2",
-        "phantom_005000001",
-    ]
-    assert len({row["answer"] for row in rows[:3]}) == 3
-    assert len({json.dumps(row["labels"]) for row in rows[:3]}) == 1
+    names = ["phantom_005000000", "phantom_005000001"]
+    assert [row["id"] for row in rows] == [names[0], f"{names[0]}_1", names[1], f"{names[1]}_1"]
+    assert rows[0]["answer"] != rows[1]["answer"]
+    assert rows[0]["labels"] == rows[1]["labels"]
+
+
+def test_a_wording_about_one_region_tells_its_findings_and_no_others() -> None:
+    seen = 0
+    for case in map(draw_case, range(60)):
+        rows = [manifest_row(case, "p", None, "train", wording) for wording in range(8)]
+        partial = [row for row in rows if len(row["regions"]) < len(case.scan.regions)]
+        seen += len(partial)
+        for row in partial:
+            assert row["prompt"].endswith(f"Report on the {row['regions'][0]} only.")
+        for row in rows:
+            read = labeler.read(row["answer"]).findings
+            assert sorted((f.kind.value, f.side.value) for f in read) == sorted(
+                (f["type"], f["side"]) for f in row["labels"]
+            )
+    assert seen > 60
+
+
+def test_the_phantoms_are_asked_what_a_worker_asks() -> None:
+    assert Settings().model.question == SERVED_PROMPT
 
 
 def test_the_command_makes_phantoms_and_says_where(tmp_path: Path) -> None:
