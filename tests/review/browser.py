@@ -39,6 +39,7 @@ def log_in(page: Page, address: str, username: str = "reader") -> None:
     page.fill("[name=password]", PASSWORD)
     page.keyboard.press("Enter")
     page.wait_for_selector("nav")
+    page.wait_for_load_state("domcontentloaded")  # by then the keys listen
 
 
 def wait_for_picture(page: Page) -> None:

@@ -72,6 +72,7 @@ class Department:
         slices: int = 24,
         size: int = 256,
         evidence: bool = False,
+        model_version: str = "0.1",
         **changes: object,
     ) -> str:
         """The id of a study with a draft and its volume."""
@@ -95,7 +96,7 @@ class Department:
             study.patient_birth_date = date(1961, 4, 2)
             study.study_time = datetime(2026, 3, 31, 8, 15)
             study.description = str(changes.get("study_description", "CT chest and abdomen"))
-            draft = reports.Draft(sentences, Provenance("mu2LLM", "0.1", "0" * 64, "prompt"))
+            draft = reports.Draft(sentences, Provenance("mu2LLM", model_version, "0" * 64, "prompt"))
             version = reports.add_draft(session, study, draft)
             if evidence:
                 hot = np.zeros((slices // 4, 8, 8), np.float32)

@@ -1,0 +1,118 @@
+"""The quality page over a department's half year: several weeks, two model versions, sentences judged in every way."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import pytest
+
+from tests.review.browser import Page, chromium, cut_or_overlapping, log_in, needs_chromium, picture
+from tests.review.builders import PASSWORD, SENTENCES, Department
+from worker.core import accounts, editing, signing, studies
+from worker.core.records import Study
+from worker.core.report import Assessment
+from worker.results import hl7
+from worker.review import quality
+
+WEEKS = (9, 8, 6, 3, 2, 1)  # ago; some are missing, as on holidays
+A_MONDAY = timedelta(hours=9)
+
+
+class Calendar:
+    """A clock that tests move."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        self.monday = today - timedelta(days=today.weekday())
+        self.at = datetime.now(UTC)
+        monkeypatch.setattr(studies, "now", lambda: self.at)
+
+    def week(self, ago: int) -> None:
+        """Goes to that week's Monday, nine o'clock."""
+        self.at = self.monday - timedelta(weeks=ago) + A_MONDAY
+
+
+@pytest.fixture
+def half_year(here: Department, monkeypatch: pytest.MonkeyPatch) -> Calendar:
+    """One or two signed reports a week; the later model needs fewer changes."""
+    calendar = Calendar(monkeypatch)
+    with here.database.read() as session:
+        reader = editing.Reader(accounts.by_name(session, "reader").id)
+    for number, ago in enumerate(WEEKS):
+        for place in range(1 + number % 2):
+            calendar.week(ago)
+            new = number >= 3
+            sign(here, reader, calendar, f"A-{ago}-{place}", "0.2" if new else "0.1", changed=place == 1 or not new)
+    calendar.at = datetime.now(UTC)
+    return calendar
+
+
+def sign(
+    here: Department, reader: editing.Reader, calendar: Calendar, accession: str, model: str, *, changed: bool
+) -> None:
+    """One study read and signed: some sentences as they were, one edited, one struck out."""
+    study_id = here.drafted(slices=2, size=8, accession=accession, model_version=model)
+    calendar.at += timedelta(minutes=20 if changed else 6)
+    with here.database.write() as session:
+        copy = editing.open_copy(session, session.get_one(Study, study_id).report.id, reader)
+        for place, row in enumerate(editing.in_order(copy.sentences)):
+            if changed and place == 0:
+                editing.change(session, row.id, reader, revision=1, text="The lungs are clear of disease.")
+            elif changed and place == 2:
+                editing.change(session, row.id, reader, revision=1, assessment=Assessment.REJECTED)
+            else:
+                editing.change(session, row.id, reader, revision=1, assessment=Assessment.ACCEPTED)
+        report_id, revision = copy.report_id, copy.revision
+    proof = accounts.prove_by_password(here.database, reader.user_id, PASSWORD, accounts.Lockout(5, 15))
+    with here.database.write() as session:
+        desk = signing.Desk.from_settings(here.settings, hl7.write)
+        signing.sign(session, report_id, reader, desk, revision=revision, authentication_id=proof)
+
+
+def test_figures_are_what_the_readers_did(here: Department, half_year: Calendar) -> None:
+    with here.database.read() as session:
+        by_model, by_section, weeks = quality.shares(session)
+        words = quality.changed_words(session)
+        (minutes,) = quality.minutes_to_sign(session)
+    old, new = by_model
+    assert (old.label, old.accepted, old.edited, old.rejected) == ("mu2LLM 0.1", 8, 4, 4)
+    assert (new.label, new.accepted, new.edited, new.rejected) == ("mu2LLM 0.2", 16, 2, 2)
+    assert {shares.label: shares.total for shares in by_section} == {"Findings": 27, "Impression": 9}
+    assert len(weeks) == len(WEEKS)
+    assert [line.label for line in words] == ["mu2LLM 0.1", "mu2LLM 0.2"]
+    assert [len(line.points) for line in words] == [3, 3]
+    drafted = sum(len(sentence.text.split()) for sentence in SENTENCES)
+    assert words[0].points[0].value == pytest.approx(
+        100 * 9 / drafted
+    )  # "clear." to "clear of disease.", six words struck out
+    shown = quality.plot("Time", "min", [minutes])
+    assert shown is not None
+    steps = [b - a for a, b in pairwise(shown.axis.x(point.week) for point in minutes.points)]
+    assert steps[1:3] == pytest.approx([2 * steps[0], 3 * steps[0]])  # a week without reports leaves its place empty
+    assert (minutes.points[0].value, minutes.points[-1].value) == (20, 13)
+
+
+@needs_chromium
+def test_plots_of_many_weeks_are_whole_and_readable(here: Department, half_year: Calendar, page: str) -> None:
+    with chromium() as browser:
+        window = browser.new_page()
+        log_in(window, page, "auditor")
+        for width, height in ((3840, 2160), (1280, 800)):
+            window.set_viewport_size({"width": width, "height": height})
+            look(window, f"{page}/admin/quality", width)
+
+
+_BEYOND = """[...document.querySelectorAll('svg.line-plot')].flatMap((plot) =>
+  [...plot.querySelectorAll('text, circle, rect')].map((e) => [plot.getBoundingClientRect(), e.getBoundingClientRect()])
+).filter(([box, inner]) => inner.left < box.left - 1 || inner.right > box.right + 1).length"""
+
+
+def look(window: Page, address: str, width: int) -> None:
+    """Everything of each plot lies within it, and nothing else is cut."""
+    window.goto(address)
+    assert window.locator("svg.line-plot").count() == 3
+    assert window.locator("svg.line-plot circle").count() == 12
+    assert window.evaluate(_BEYOND) == 0
+    picture(window, f"quality-full-{width}")
+    window.evaluate("document.getElementById('main').scrollTo(0, 99999)")
+    picture(window, f"quality-end-{width}")
+    assert cut_or_overlapping(window) == []
