@@ -37,12 +37,14 @@ def slices_of(paths: list[Path]) -> list[Slice]:
 
 @pytest.mark.parametrize("padding", [None, 7])
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEGLSLossless])
-@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("shear", [(0.0, 0.0), (0.3, 0.1)])
+@pytest.mark.parametrize("count", [14, 40])
 def test_peak_memory_is_at_most_one_and_a_half_times_the_result(
-    syntax: str, padding: int | None, missing: bool, tmp_path: Path
+    syntax: str, padding: int | None, shear: tuple[float, float], count: int, tmp_path: Path
 ) -> None:
-    depths = BIG.depths if not missing else BIG.depths[:20] + BIG.depths[21:]
-    pieces = slices_of(synthetic.write(replace(BIG, syntax=syntax, padding=padding, depths=depths), tmp_path))
+    depths = BIG.depths[:5] + BIG.depths[6:count]
+    scan = replace(BIG, syntax=syntax, padding=padding, depths=depths, shear=shear)
+    pieces = slices_of(synthetic.write(scan, tmp_path))
     tracemalloc.start()
     try:
         built = volume.build(pieces, RULES)

@@ -21,6 +21,7 @@ from worker.imaging.stacks import Stack
 AIR_HU = -1024.0
 """Value of voxels that no slice covers (beside a sheared slice); they are marked as padding."""
 _NOTHING = 1e-6
+_BAND_ROWS = 32
 _COARSE_HU = 2.5
 
 
@@ -145,7 +146,7 @@ class _Canvas:
         self._impossible = 0
         self._lock = threading.Lock()
         self._slice_locks = [threading.Lock() for _ in range(grid.shape[0])]
-        self._painted = [False] * grid.shape[0]
+        self._painted: set[tuple[int, int]] = set()
 
     def fill(self, files: ExitStack) -> None:
         threads = self.rules.decode_threads or os.cpu_count() or 1
@@ -185,21 +186,61 @@ class _Canvas:
                     "Two different images stand at one position and nothing tells which belongs there. "
                     "Send each as its own series."
                 )
-        size = self.grid.shape[1:]
-        moved = placement.row_shift > _NOTHING or placement.column_shift > _NOTHING or stored.shape != size
-        whole = not moved and len(placement.targets) == 1 and placement.targets[0][1] > 1 - _NOTHING
-        out = self.hu[placement.targets[0][0]] if whole else np.empty(stored.shape, dtype=np.float32)
+        moved = (
+            placement.row_shift > _NOTHING or placement.column_shift > _NOTHING or stored.shape != self.grid.shape[1:]
+        )
+        if moved or len(placement.targets) > 1 or placement.targets[0][1] <= 1 - _NOTHING:
+            self._paint_in_bands(placement, stored)
+            return
+        target = placement.targets[0][0]
+        mask = self._convert(stored, source, self.hu[target])
+        if mask is not None:
+            self._mark(target, slice(None), mask)
+
+    def _paint_in_bands(self, placement: Placement, stored: NDArray[np.generic]) -> None:
+        """Paint a slice that moves or is shared out, a few rows at a time, so that no second slice of floats is needed."""
+        height, columns = self.grid.shape[1:]
+        for band, top in enumerate(range(0, height, _BAND_ROWS)):
+            rows = slice(top, min(top + _BAND_ROWS, height))
+            hu, mask = self._moved(placement, stored, rows, columns)
+            for target, weight in placement.targets:
+                self._add(target, band, rows, weight, hu)
+                if mask.any():
+                    self._mark(target, rows, mask)
+
+    def _moved(
+        self, placement: Placement, stored: NDArray[np.generic], rows: slice, columns: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Some rows of the canvas under a slice, moved by a part of a row and of a column: HU and where there are none.
+
+        Interpolates linearly; beside the slice is air, and padding.
+        """
+        row_steps, row_part = _split_shift(placement.row_shift)
+        column_steps, column_part = _split_shift(placement.column_shift)
+        hu = np.full((rows.stop - rows.start, columns), AIR_HU, dtype=np.float32)
+        mask = np.ones(hu.shape, dtype=np.bool_)
+        before = 1 if row_part else 0  # a row between two needs the one before as well
+        first, last = max(rows.start, row_steps + before), min(rows.stop, row_steps + stored.shape[0])
+        if first < last:
+            piece = stored[first - row_steps - before : last - row_steps]
+            values: NDArray[np.float32] = np.empty(piece.shape, dtype=np.float32)
+            holes = self._convert(piece, placement.source, values)
+            for axis, part in ((0, row_part), (1, column_part)):
+                values, holes = _between(values, holes, axis, part)
+            left = column_steps + (1 if column_part else 0)
+            place = slice(first - rows.start, last - rows.start), slice(left, left + values.shape[1])
+            hu[place], mask[place] = values, False if holes is None else holes
+        return hu, mask
+
+    def _convert(
+        self, stored: NDArray[np.generic], source: Slice, out: NDArray[np.float32]
+    ) -> NDArray[np.bool_] | None:
+        """Hounsfield units of stored values into `out`; returns where there are none, None when they are everywhere."""
         _to_hounsfield(stored, source, out)
         lowest = float(out.min())
         mask = _padded(stored, source, out, lowest, self.rules.padding_hu_at_most)
         self._note_range(source, out, lowest, mask)
-        if moved:
-            out, mask = _shift(out, mask, placement, size)
-        for target, weight in placement.targets:
-            if not whole:
-                self._add(target, weight, out)
-            if mask is not None:
-                self._mark(target, mask)
+        return mask
 
     def _note_range(
         self, source: Slice, hu: NDArray[np.float32], lowest: float, mask: NDArray[np.bool_] | None
@@ -217,22 +258,22 @@ class _Canvas:
             self._lowest = min(self._lowest, lowest)
             self._impossible += impossible
 
-    def _add(self, target: int, weight: float, hu: NDArray[np.float32]) -> None:
-        """Add a weighted slice; a target gets at most two, whose sum does not depend on their order."""
+    def _add(self, target: int, band: int, rows: slice, weight: float, hu: NDArray[np.float32]) -> None:
+        """Add weighted rows; a target gets at most two shares, whose sum does not depend on their order."""
         share = hu if weight > 1 - _NOTHING else hu * np.float32(weight)
         with self._slice_locks[target]:
-            if self._painted[target]:
-                self.hu[target] += share
+            if (target, band) in self._painted:
+                self.hu[target, rows] += share
             else:
-                self.hu[target] = share
-                self._painted[target] = True
+                self.hu[target, rows] = share
+                self._painted.add((target, band))
 
-    def _mark(self, target: int, mask: NDArray[np.bool_]) -> None:
+    def _mark(self, target: int, rows: slice, mask: NDArray[np.bool_]) -> None:
         with self._lock:
             if self.padding is None:
                 self.padding = np.zeros(self.grid.shape, dtype=np.bool_)
         with self._slice_locks[target]:
-            self.padding[target] |= mask
+            self.padding[target, rows] |= mask
 
 
 class _Files:
@@ -285,22 +326,19 @@ def _padded(
     return mask if mask is not None and mask.any() else None
 
 
-def _shift(
-    hu: NDArray[np.float32], padding: NDArray[np.bool_] | None, placement: Placement, size: tuple[int, ...]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Move a slice on a canvas by a part of a row and of a column, interpolating linearly; the rest is air and padding."""
-    mask = np.zeros(hu.shape, dtype=np.bool_) if padding is None else padding
-    for axis, shift in ((0, placement.row_shift), (1, placement.column_shift)):
-        whole = int(np.floor(shift + _NOTHING))
-        part = np.float32(max(0.0, shift - whole))
-        if part > _NOTHING:
-            before, after = (slice(None),) * axis + (slice(None, -1),), (slice(None),) * axis + (slice(1, None),)
-            hu = hu[before] * part + hu[after] * (1 - part)
-            mask = mask[before] | mask[after]
-            whole += 1
-        canvas_shape = tuple(size[i] if i == axis else hu.shape[i] for i in range(2))
-        place = (slice(None),) * axis + (slice(whole, whole + hu.shape[axis]),)
-        canvas, canvas_mask = np.full(canvas_shape, AIR_HU, dtype=np.float32), np.ones(canvas_shape, dtype=np.bool_)
-        canvas[place], canvas_mask[place] = hu, mask
-        hu, mask = canvas, canvas_mask
-    return hu, mask
+def _split_shift(shift: float) -> tuple[int, float]:
+    """Whole steps of a shift, and the part of one that is left."""
+    steps = int(np.floor(shift + _NOTHING))
+    part = shift - steps
+    return steps, part if part > _NOTHING else 0.0
+
+
+def _between(
+    hu: NDArray[np.float32], padding: NDArray[np.bool_] | None, axis: int, part: float
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """Values a part of a step before each voxel but the first along an axis; padding where either neighbour is."""
+    if not part:
+        return hu, padding
+    before, after = (slice(None),) * axis + (slice(None, -1),), (slice(None),) * axis + (slice(1, None),)
+    share = np.float32(part)
+    return hu[before] * share + hu[after] * (1 - share), None if padding is None else padding[before] | padding[after]
