@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from tests.review.browser import chromium, needs_chromium
 from tests.review.builders import Department, Reader, department, served
 from tests.review.provider import CLIENT, SECRET, Provider
 from worker.core import studies
@@ -175,3 +176,26 @@ def test_proofs_at_the_provider_are_in_the_audit(clinic: Clinic) -> None:
     with clinic.here.database.read() as session:
         actions = session.scalars(sa.select(AuditEvent.action).where(AuditEvent.at <= studies.now())).all()
     assert {"login", "bind_oidc", "prove"} <= set(actions)
+
+
+@needs_chromium
+def test_unlocking_at_the_provider_loses_no_unsaved_text(clinic: Clinic) -> None:
+    study_id = clinic.here.drafted(slices=2)
+    address = str(clinic.browser.base_url).rstrip("/")
+    with chromium() as browser:
+        page = browser.new_context().new_page()
+        page.goto(f"{address}/oidc/login")
+        page.goto(f"{address}/studies/{study_id}")
+        field = page.locator("article.sentence textarea").nth(0)
+        page.route("**/sentences/*", lambda route: route.abort())  # the network fails while the reader types
+        field.fill("Typed and not saved.")
+        page.click("[data-lock]")
+        page.wait_for_selector("#cover[open]")
+        page.unroute("**/sentences/*")
+        with page.context.expect_page():
+            page.click("#cover button.primary")
+        page.wait_for_selector("#cover", state="hidden")
+        page.wait_for_selector("ins")
+        page.reload()
+        assert field.input_value() == "Typed and not saved."
+    assert [asked.get("prompt") for asked in clinic.provider.seen] == [None, "login"]

@@ -15,6 +15,7 @@ from worker.core.errors import DeliveryRefusedError, NothingToReportError
 from worker.core.records import Message, MessageState, Priority, Report, Stage, Study, User
 from worker.core.report import DISCLOSURE, ReportState, Section, Sentence
 from worker.core.review_records import Presence
+from worker.review import worklist
 
 
 def card_ids(text: str) -> list[str]:
@@ -103,6 +104,23 @@ def test_next_unread_passes_over_what_another_reader_has_open(here: Department, 
         session.add(Presence(study_id=first, user_id=other, seen_at=studies.now()))
     assert reader.get("/worklist/next").headers["location"] == f"/studies/{second}"
     assert ">second</td>" in reader.get("/").text
+
+
+def test_next_unread_leaves_the_study_on_the_page_behind(here: Department, reader: Reader) -> None:
+    first, second = here.drafted(slices=2), here.drafted(slices=2, accession="A-2")
+    assert f'href="/worklist/next?after={first}"' in reader.get(f"/studies/{first}").text
+    assert reader.get(f"/worklist/next?after={first}").headers["location"] == f"/studies/{second}"
+    assert reader.get(f"/worklist/next?after={second}").headers["location"] == f"/studies/{first}"
+    reader.act(f"/studies/{second}/reject", reason="motion")
+    assert reader.get(f"/worklist/next?after={first}").headers["location"] == "/"
+
+
+def test_worklist_says_when_it_does_not_show_all(
+    here: Department, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worklist, "MOST_LINES", 1)
+    here.drafted(slices=2), here.drafted(slices=2, accession="A-2")
+    assert "Only the first 1 are shown" in reader.get("/").text
 
 
 def test_every_page_says_what_a_draft_is(here: Department, reader: Reader) -> None:

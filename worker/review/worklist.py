@@ -217,6 +217,7 @@ def show(
         ages=[a.value for a in AgeFilter],
         modalities=[m for m in modalities if m],
         searching=False,
+        most=MOST_LINES,
     )
 
 
@@ -231,7 +232,7 @@ def show_rows(
     """The lines alone, for a page that heard of a change."""
     with found.database.read() as session:
         rows = lines(session, shown=_SHOWN[state], since=_since(age), modality=modality)
-    return render(found, login, "worklist_rows.html", lines=rows, searching=False)
+    return render(found, login, "worklist_rows.html", lines=rows, searching=False, most=MOST_LINES)
 
 
 @router.post("/worklist/search")
@@ -244,13 +245,19 @@ def search(found: OfficeOf, login: ReaderLogin, patient: Annotated[str, Form(max
     found.database.run(
         lambda session: audit.append(session, "search", actor=login.username, origin=login.origin, found=count)
     )
-    return render(found, login, "worklist_rows.html", lines=rows, searching=True)
+    return render(found, login, "worklist_rows.html", lines=rows, searching=True, most=MOST_LINES)
 
 
 @router.get("/worklist/next")
-def next_unread(found: OfficeOf, login: ReaderLogin) -> Response:
-    """Goes to the most urgent unread study that nobody else has open; back to the worklist when there is none."""
+def next_unread(found: OfficeOf, login: ReaderLogin, after: Annotated[str, Query(max_length=36)] = "") -> Response:
+    """Goes to the most urgent unread study that nobody else has open; back to the worklist when there is none.
+
+    `after` is the study that the page shows: the one behind it in the list comes next, and after the last one the first.
+    """
     with found.database.read() as session:
         unread = lines(session, shown=frozenset({Reading.UNREAD}))
-    free = [line for line in unread if not set(line.readers) - {login.username}]
-    return RedirectResponse(f"/studies/{free[0].study.id}" if free else "/", status_code=303)
+    free = [line.study.id for line in unread if not set(line.readers) - {login.username}]
+    if after in free:
+        place = free.index(after)
+        free = free[place + 1 :] + free[:place]
+    return RedirectResponse(f"/studies/{free[0]}" if free else "/", status_code=303)

@@ -123,7 +123,7 @@ const READING = {
 };
 const EVERYWHERE = {
   "?": () => open("keys-dialog"), l: lock,
-  g: () => { location.href = "/worklist/next"; }, w: () => { location.href = "/"; },
+  g: () => document.querySelector("[data-next]")?.click(), w: () => { location.href = "/"; },
   "/": () => document.getElementById("patient")?.focus(),
 };
 
@@ -227,8 +227,14 @@ async function lock() {
   if (!csrf) return;
   sendUnsaved();
   await new Promise((done) => setTimeout(done, 150));
-  await post("/lock").catch(() => {});
   showCover("");
+  lockedThere = false;
+  await lockThere();
+}
+
+let lockedThere = true; // the server knows of the lock; the network may have failed when it was told
+async function lockThere() {
+  lockedThere = await post("/lock").then((response) => response.status === 204 || response.status === 401, () => false);
 }
 
 function showCover(text) {
@@ -254,12 +260,24 @@ cover?.querySelector("form").addEventListener("submit", async (event) => {
     problem.hidden = false;
     return;
   }
-  problem.hidden = true;
+  uncover();
+});
+
+function uncover() {
+  cover.querySelector(".problem").hidden = true;
   document.getElementById("main").inert = false;
   cover.close();
   activeAt = Date.now();
   sendUnsaved();
-});
+}
+
+// The identity provider opens in a tab of its own, because leaving this page would lose what is not saved.
+setInterval(async () => {
+  if (!cover?.open || cover.querySelector("[name=password]")) return;
+  if (!lockedThere) return lockThere();
+  const response = await post("/active").catch(() => null);
+  if (response?.status === 204 && cover.open) uncover();
+}, 2000);
 
 setInterval(() => { if (csrf && !cover.open && Date.now() - activeAt > idleMinutes * 60000) lock(); }, 1000);
 
