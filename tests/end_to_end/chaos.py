@@ -1,6 +1,6 @@
 """Seeded chaos: kills over every process and stage while studies arrive, then the ledger.
 
-    python -m tests.end_to_end.chaos --seed 1 --kills 200
+    python -m tests.end_to_end.chaos --seed 1 --kills 200 [--database postgresql]
 
 Two PACS send without a pause, late slices and repeats among it, the receiver answers every fourth message badly or not
 at all, two workers share the queue, and every few seconds a process dies in the middle of something. Exit code 0 when
@@ -32,7 +32,9 @@ from tests.end_to_end import chaos_ledger
 from tests.end_to_end.chaos_ledger import STUCK_SECONDS, Verdict
 from tests.end_to_end.chaos_load import Pacs
 from tests.end_to_end.running_services import Services, settings
-from worker.core import logs
+from tests.postgres import PostgresServer
+from worker.core import logs, schema
+from worker.core.database import Database
 from worker.core.records import Attempt, Message, MessageState, Study, StudyStatus
 from worker.core.settings import Settings
 from worker.delivery.mllp_receiver import Behaviour, MllpReceiver
@@ -86,8 +88,9 @@ BLOWS = (
 class Chaos:
     """One run."""
 
-    def __init__(self, seed: int, kills: int, home: Path, console: Console) -> None:
+    def __init__(self, seed: int, kills: int, home: Path, console: Console, database_url: str = "") -> None:
         self.seed, self.kills, self.home, self.console = seed, kills, home, console
+        self.database_url = database_url  # empty: SQLite
         self.blows: Counter[Blow] = Counter()
         self.on_target: Counter[Blow] = Counter()
         self.verdict = Verdict()
@@ -99,7 +102,7 @@ class Chaos:
     def run(self) -> Verdict:
         """Starts everything, strikes, waits for the end, reads the ledger."""
         with MllpReceiver(script=self._answers()) as receiver:
-            config = _settings(self.home, receiver.port)
+            config = _settings(self.home, receiver.port, self.database_url)
             self._services = Services.start(config, _services(config))
             try:
                 self._pacs = [
@@ -245,7 +248,7 @@ class Chaos:
         ]
 
 
-def _settings(home: Path, receiver_port: int) -> Settings:
+def _settings(home: Path, receiver_port: int, database_url: str) -> Settings:
     destination = {
         "name": "ris",
         "host": "127.0.0.1",
@@ -261,6 +264,7 @@ def _settings(home: Path, receiver_port: int) -> Settings:
             # nothing is given up here: a study may die with its worker many times in a row
             queue={"max_attempts": 1000, "max_crashes": 1000, "lease_seconds": 4.0},
             hl7={"destinations": [destination], "max_attempts": 1000},
+            database={"url": database_url},
         )
     )
 
@@ -294,11 +298,23 @@ def _print(chaos: Chaos, seconds: float) -> None:
     )
 
 
+def _postgresql(home: Path) -> PostgresServer:
+    """A server of its own, which no blow falls on: what it promises is its own affair."""
+    server = PostgresServer(home / "postgresql", free_port())
+    server.initialise()
+    server.start()
+    database = Database(server.url)
+    schema.upgrade(database)
+    database.close()
+    return server
+
+
 def main() -> int:
     """Runs the chaos; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
     arguments = parser.parse_args()
     for name in [name for name in os.environ if name.startswith("MU2_")]:
         del os.environ[name]
@@ -308,9 +324,14 @@ def main() -> int:
     quieten_libraries()
     home = Path(tempfile.mkdtemp(prefix="mu2-chaos-"))
     console = Console(highlight=False, markup=False)
-    chaos = Chaos(arguments.seed, arguments.kills, home, console)
+    server = _postgresql(home) if arguments.database == "postgresql" else None
+    chaos = Chaos(arguments.seed, arguments.kills, home, console, server.url if server else "")
     started = time.monotonic()
-    verdict = chaos.run()
+    try:
+        verdict = chaos.run()
+    finally:
+        if server:
+            server.kill()
     _print(chaos, time.monotonic() - started)
     if not verdict.is_clean:
         console.print(f"Everything is kept in {home}.")
