@@ -27,11 +27,13 @@ def main() -> None:
             phantom_model,
             smoke,
             synthesize_command,
+            tokenizer_stage,
         )
 
         commands.mount(app)
         evaluation_commands.mount(app)
         app.command()(contrast.contrast)
+        app.command()(tokenizer_stage.tokenizer)
         app.command()(floors_command.floors)
         app.command()(smoke.smoke)
         app.command("mu2-phantom")(phantom_model.mu2_phantom)
