@@ -15,10 +15,10 @@ import typer
 
 from mu2_model import Mu2Config, Mu2ForConditionalGeneration, Mu2Processor
 from mu2_model.configuration_mu2 import ABLATIONS
-from training import commands, evaluation_commands, tables
+from training import commands, evaluation_commands, tables, tokenizer_stage
 from training.data import read_manifests
 from training.model_card import SCORES_FILE
-from training.phantom_model import ALIGN_RATE, DPO_RATE, SFT_RATE
+from training.phantom_model import DPO_RATE, SFT_RATE, TOKENIZER_RATE
 from training.pipeline import take_tower, unless_there
 from training.recipes import RECIPES, make_initial, write_json
 
@@ -66,6 +66,7 @@ def run_arm(
         return dict(json.loads(result.read_text(encoding="utf-8")))
     shared = {"cache": options["cache"], "threads": options["threads"], "cached_tokens": True}
     trained = {**shared, "seed": seed, "batch": 16}
+    tuned = {**trained, "config": "cpu_bf16" if options["bf16"] else "cpu"}
     sft = folder / "sft"
     if arm == DPO:
         # DPO goes on from the arm "full" of the same seed.
@@ -76,16 +77,24 @@ def run_arm(
             pairs.name,
         )
         epochs = options["dpo_epochs"]
-        unless_there(model, lambda: commands.dpo(sft, pairs, model, lr=DPO_RATE, epochs=epochs, **trained))
+        unless_there(model, lambda: commands.dpo(sft, pairs, model, lr=DPO_RATE, epochs=epochs, **tuned))
     else:
-        start, align, model = folder / "init", folder / "align", sft
+        start, read, model = folder / "init", folder / "tokenizer", sft
         unless_there(start, lambda: make_arm(arm, options["recipe"], data, options["vision"], start, seed))
         unless_there(
-            align,
-            lambda: commands.sft_align(start, data, align, lr=ALIGN_RATE, epochs=options["align_epochs"], **trained),
+            read,
+            lambda: tokenizer_stage.tokenizer(
+                start,
+                [*data, *preference_data],
+                read,
+                lr=TOKENIZER_RATE,
+                steps=options["tokenizer_steps"],
+                bf16=options["bf16"],
+                **trained,
+            ),
         )
         unless_there(
-            sft, lambda: commands.sft_command(align, data, sft, lr=SFT_RATE, epochs=options["sft_epochs"], **trained)
+            sft, lambda: commands.sft_command(read, data, sft, lr=SFT_RATE, epochs=options["sft_epochs"], **tuned)
         )
     evaluation_commands.evaluate_command(held_out, [model], folder / "scores", **shared)
     return dict(json.loads(result.read_text(encoding="utf-8")))
@@ -115,9 +124,10 @@ def ablate(
     arms: Annotated[list[str] | None, typer.Option("--arm", help="Only these arms: " + ", ".join(ARMS))] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0.")] = 3,
     recipe: Annotated[str, typer.Option(help="Sizes.")] = "phantom",
-    align_epochs: Annotated[float, typer.Option()] = 2,
-    sft_epochs: Annotated[float, typer.Option()] = 8,
+    tokenizer_steps: Annotated[int, typer.Option(min=1)] = 1000,
+    sft_epochs: Annotated[float, typer.Option()] = 1,
     dpo_epochs: Annotated[float, typer.Option()] = 1,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
     threads: commands.Threads = None,
 ) -> None:
     """Train and score every arm; stop it at any time and start it again with the same options."""
@@ -127,7 +137,7 @@ def ablate(
         raise typer.BadParameter(f"no arm is called {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
     out.mkdir(parents=True, exist_ok=True)
     options = {"out": out, "cache": cache, "vision": vision, "recipe": recipe, "threads": threads}
-    options |= {"align_epochs": align_epochs, "sft_epochs": sft_epochs, "dpo_epochs": dpo_epochs}
+    options |= {"tokenizer_steps": tokenizer_steps, "sft_epochs": sft_epochs, "dpo_epochs": dpo_epochs, "bf16": bf16}
     figures: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for seed in range(seeds):
         for arm in chosen:

@@ -47,7 +47,7 @@ def save_trained(trainer: Any, processor: Mu2Processor, provenance: Provenance) 
         # FSDP gathers a tied head beside the embeddings it is tied to.
         for tied in model._tied_weights_keys:
             state.pop(tied, None)
-    model.config.untrained = False
+    model.config.trained_on = provenance.trained_on
     model.save_pretrained(folder, state_dict=state)
     processor.save_pretrained(folder)
     provenance.write(folder)

@@ -257,7 +257,7 @@ def dpo(
         return
     chosen = read_pairs(pairs)
     source = volume_source(model, cache, [pair.image for pair in chosen], cached_tokens)
-    as_cases = [Case(p.case_id, p.image, p.question, p.chosen, "train", p.case_id, p.case_id) for p in chosen]
+    as_cases = [Case(p.case_id, p.image, p.question, p.chosen, "train", p.case_id, p.case_id, p.source) for p in chosen]
     provenance = collect("dpo", seed, as_cases, run.training | {"beta": arguments.beta}, model)
     adapters = None if lora is None else sft.LoraSettings(lora, 2 * lora)
     train_dpo(model, chosen, source, arguments, provenance, lora=adapters, frozen=frozen)

@@ -21,7 +21,10 @@ from training.shared_encoding import freeze, share_encoding
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """Two answers to one question about one volume, the better one first, with the scores that said so."""
+    """Two answers to one question about one volume, the better one first, with the scores that said so.
+
+    `source` is the set that the volume comes from, as in `training.data.Case`.
+    """
 
     case_id: str
     image: str
@@ -30,6 +33,7 @@ class PreferencePair:
     rejected: str
     chosen_score: float
     rejected_score: float
+    source: str = ""
 
 
 class Mu2DpoTrainer(WatchedTrainer, DPOTrainer):  # type: ignore[misc]

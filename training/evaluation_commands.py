@@ -11,6 +11,7 @@ import typer
 
 from mu2_model import Mu2ForConditionalGeneration, Mu2Processor
 from mu2_model.decoding import SETTINGS, DecodeSettings
+from mu2_model.shipped import shipped_checkpoint
 from training import tables
 from training.collators import VolumeSource
 from training.commands import (
@@ -46,7 +47,6 @@ JudgeName = Annotated[
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first cases.")]
 Split = Annotated[str | None, typer.Option(help="Only this split of the manifests.")]
-SHIPPED = Path(__file__).resolve().parents[1] / "mu2_model" / "phantom"
 
 
 def read_phantom_report(text: str) -> list[Stated]:
@@ -152,7 +152,9 @@ def score_drafts(
 
 def evaluate_command(
     data: Data,
-    model: Annotated[list[Path] | None, typer.Option(help="Checkpoint; give two to compare them.")] = None,
+    model: Annotated[
+        list[Path] | None, typer.Option(help="Checkpoint, mu2-phantom without it; give two to compare them.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for drafts, JSON and Markdown.")] = None,
     cache: Cache = DEFAULT_CACHE,
     cached_tokens: CachedTokens = False,
@@ -176,7 +178,7 @@ def evaluate_command(
     asked = make_judge(judge, device)
     classifier = None if radbert is None else LabelClassifier.from_pretrained(radbert, device)
     results, figures = [], []
-    for folder in model or [SHIPPED]:
+    for folder in model or [shipped_checkpoint()]:
         if not (folder / "config.json").is_file():
             raise typer.BadParameter(f"no checkpoint in {folder}: name one by --model")
         drafter = Drafter(folder, source_maker(cache, cases, cached_tokens), batch_size=batch, device=device)

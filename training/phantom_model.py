@@ -1,7 +1,7 @@
 """`python -m training mu2-phantom`: the whole recipe of the shipped checkpoint, from seeds to figures.
 
 Each stage is proved before the next one is trusted: held-out cell F1 of the tower, then a linear read-out of findings from its
-tokens, then text. A run that was stopped goes on where it was.
+tokens, then the tokenizer's finding F1, then text. A run that was stopped goes on where it was.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from training import commands, evaluation_commands
+from training import commands, evaluation_commands, tokenizer_stage
 from training.phantoms.generate import Split
 from training.pipeline import PhantomSet, make_sets, unless_there
 from training.preferences import read_pairs
@@ -19,8 +19,11 @@ from training.readout import readout_command
 
 SETS = {"train": (1, Split.TRAIN), "validation": (2, Split.VALIDATION), "held_out": (3, Split.TEST)}
 """Seeds: preferences are drafted on the validation set; the held-out set is looked at once, by `evaluate`."""
-VISION_RATE, ALIGN_RATE, SFT_RATE, DPO_RATE = 1e-3, 1e-3, 6e-4, 2e-5
+VISION_RATE, TOKENIZER_RATE, SFT_RATE, DPO_RATE = 1e-3, 1e-3, 1e-3, 2e-5
 """Far above the defaults of fine-tuning: this small model starts from nothing."""
+VISION_BATCH = 8
+WORDINGS = 8
+"""Reports of each training phantom: few volumes, many ways to say what they show."""
 
 
 def mu2_phantom(
@@ -29,21 +32,25 @@ def mu2_phantom(
     validation: Annotated[int, typer.Option(min=8, help="Phantoms to watch, and to draft preferences on.")] = 400,
     held_out: Annotated[int, typer.Option(min=8, help="Phantoms to score on.")] = 500,
     vision_steps: Annotated[int, typer.Option(min=1)] = 8000,
-    align_epochs: Annotated[float, typer.Option()] = 5,
-    sft_epochs: Annotated[float, typer.Option()] = 25,
+    tokenizer_steps: Annotated[int, typer.Option(min=1)] = 3000,
+    sft_epochs: Annotated[float, typer.Option()] = 3,
     dpo_epochs: Annotated[float, typer.Option()] = 2,
     recipe: Annotated[str, typer.Option(help="Sizes.")] = "phantom",
     seed: commands.Seed = 0,
     threads: commands.Threads = None,
 ) -> None:
-    """Make mu2-phantom: phantoms, tower, alignment, SFT, preferences, DPO, read-out, evaluation against SFT."""
+    """Make mu2-phantom: phantoms, tower, read-out, tokenizer, SFT, preferences, DPO, evaluation against SFT."""
     counts = {"train": train, "validation": validation, "held_out": held_out}
-    sets = tuple(PhantomSet(name, number, counts[name], split) for name, (number, split) in SETS.items())
+    sets = tuple(
+        PhantomSet(name, number, counts[name], split, WORDINGS if name == "train" else 1)
+        for name, (number, split) in SETS.items()
+    )
     make_sets(out, sets, processes=threads)
     cache = out / "cache"
     learn, watch, score = [out / "train"], [out / "validation"], [out / "held_out"]
     shared: dict[str, Any] = {"cache": cache, "threads": threads, "seed": seed}
     trained = {**shared, "cached_tokens": True, "batch": 16}
+    tuned = {**trained, "config": "cpu_bf16"}
 
     def stage(name: str, run: Callable[..., None], *positional: Any, **options: Any) -> Path:
         folder = out / name
@@ -57,14 +64,25 @@ def mu2_phantom(
         start,
         [*learn, *watch],
         steps=vision_steps,
+        batch=VISION_BATCH,
         lr=VISION_RATE,
+        bf16=True,
         **shared,
     )
     unless_there(
         out, lambda: readout_command(vision, learn, watch, out / "readout.json", cache, threads), "readout.json"
     )
-    align = stage("align", commands.sft_align, vision, learn, lr=ALIGN_RATE, epochs=align_epochs, **trained)
-    sft = stage("sft", commands.sft_command, align, learn, lr=SFT_RATE, epochs=sft_epochs, **trained)
+    read = stage(
+        "tokenizer",
+        tokenizer_stage.tokenizer,
+        vision,
+        [*learn, *watch],
+        steps=tokenizer_steps,
+        lr=TOKENIZER_RATE,
+        bf16=True,
+        **trained,
+    )
+    sft = stage("sft", commands.sft_command, read, learn, lr=SFT_RATE, epochs=sft_epochs, **tuned)
     pairs = out / "pairs.jsonl"
     unless_there(
         out,
@@ -75,7 +93,7 @@ def mu2_phantom(
     )
     scored = [sft]
     if read_pairs(pairs):
-        scored = [stage("dpo", commands.dpo, sft, pairs, lr=DPO_RATE, epochs=dpo_epochs, **trained), sft]
+        scored = [stage("dpo", commands.dpo, sft, pairs, lr=DPO_RATE, epochs=dpo_epochs, **tuned), sft]
     else:
         commands.NOTES.print(
             "no preference pair was kept, so there is no DPO: the drafts are too much alike or too poor"

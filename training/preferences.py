@@ -71,7 +71,7 @@ def pick_pair(drafted: DraftedCase, judge: Judge, rules: PairRules) -> tuple[str
     words = sorted((len(chosen.split()), len(rejected.split())))
     if words[1] >= rules.max_length_ratio * max(1, words[0]):
         return "lengths too different", None
-    return "pair", PreferencePair(case.case_id, case.image, case.question, chosen, rejected, high, low)
+    return "pair", PreferencePair(case.case_id, case.image, case.question, chosen, rejected, high, low, case.source)
 
 
 def write_pairs(pairs: Sequence[PreferencePair], path: Path) -> None:
@@ -93,5 +93,6 @@ def read_pairs(path: Path) -> list[PreferencePair]:
         # A radiologist's correction has no scores: the signed text is the better one.
         scores = (float(row.get("chosen_score", 1.0)), float(row.get("rejected_score", 0.0)))
         image = str((path.parent / known.pop("image")).resolve())
-        pairs.append(PreferencePair(**known, image=image, chosen_score=scores[0], rejected_score=scores[1]))
+        source = str(row.get("source", ""))
+        pairs.append(PreferencePair(**known, image=image, chosen_score=scores[0], rejected_score=scores[1], source=source))
     return pairs

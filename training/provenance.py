@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from mu2_model import Mu2Config
 from training.data import Case, manifest_digest
 from training.recipes import write_json
 
 FILE = "training_run.json"
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets")
 UNKNOWN = "unknown"
+PHANTOM_SETS = "phantomct-"
+"""How the sets begin that `python -m training phantoms` makes."""
+
+TrainedOn = Literal["nothing", "phantoms", "patients"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class Provenance:
     revision: str
     settings: dict[str, Any]
     versions: dict[str, str]
+    trained_on: TrainedOn
+    """What the result of this stage learned from: the checkpoint's `trained_on`."""
     before: list[dict[str, Any]] = field(default_factory=list)
     """The stages that made the checkpoint this one started from, first one first."""
 
@@ -48,7 +55,20 @@ def collect(stage: str, seed: int, cases: Sequence[Case], settings: dict[str, An
     if earlier is not None:
         before = [*earlier.pop("before", []), earlier]
     digest = manifest_digest(cases)
-    return Provenance(stage, seed, len(cases), digest, code_revision(), settings, versions(), before)
+    trained_on = learned_from(cases, Mu2Config.from_pretrained(model_folder).trained_on)
+    return Provenance(stage, seed, len(cases), digest, code_revision(), settings, versions(), trained_on, before)
+
+
+def learned_from(cases: Sequence[Case], before: TrainedOn) -> TrainedOn:
+    """What a model may be said to know after these cases: phantoms when every set that is named is one of phantoms.
+
+    Cases of no named set leave what was said `before`; a model that knew nothing has then seen patients, since phantoms are
+    always named.
+    """
+    sets = {case.source for case in cases if case.source}
+    if not sets:
+        return "patients" if before == "nothing" else before
+    return "phantoms" if all(name.startswith(PHANTOM_SETS) for name in sets) else "patients"
 
 
 def versions() -> dict[str, str]:

@@ -41,7 +41,7 @@ from training.provenance import collect
 from training.recipes import write_json
 from training.shared_encoding import encode_shared
 
-LEAST_CASES = 4
+LEAST_CASES = 2
 """Targets of fewer cases are not learned."""
 POSITIVE_WEIGHT = 3.0
 TYPICAL_MM = 20.0
@@ -190,7 +190,8 @@ class TokenizerTraining:
     def one_step(self, cases: Sequence[Case], collate: Mu2Collator) -> float:
         """One optimiser step; the batch is drawn by seed and step, so a resumed run sees the same ones."""
         rng = np.random.default_rng((self.settings.seed, self.step))
-        picked = [cases[int(index)] for index in rng.choice(len(cases), self.settings.batch_size, replace=False)]
+        count = min(self.settings.batch_size, len(cases))
+        picked = [cases[int(index)] for index in rng.choice(len(cases), count, replace=False)]
         with self.precision():
             loss = self.model.loss(inputs_of(picked, collate), targets_of(picked, self.keys))
         self.optimizer.zero_grad()
@@ -273,9 +274,12 @@ def tokenizer(
     held_out = [case for case in cases if case.split == "validation"]
     settings = TokenizerSettings(steps, batch, lr, score_every=score_every, seed=seed, bf16=bf16)
     provenance = collect("tokenizer", seed, train, asdict(settings), model)
+    keys = choose_keys(train)
+    if not keys:
+        raise ManifestError(f"no finding is in {LEAST_CASES} training cases: make more phantoms")
     source = volume_source(model, cache, [case.image for case in cases], cached_tokens)
     with progress_bar() as bar:
-        training = TokenizerTraining(model, out, settings, choose_keys(train))
+        training = TokenizerTraining(model, out, settings, keys)
         training.run(train, held_out, source, bar)
     provenance.write(out)
     NOTES.print(f"projector and tokenizer in {out}")

@@ -67,6 +67,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "labels": [{"type": "lung_nodule", "side": side, "size_mm": 8 + number}],
                 "patient": f"p{number}",
                 "study": f"s{number}",
+                "set": "phantomct-tiny",
                 "split": "train" if number < 4 else "validation",
             }
         )

@@ -104,7 +104,7 @@ def arms(world: Path, towered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     def run(*names: str) -> list[dict[str, Any]]:
         out = tmp_path / "arms"
         options: dict[str, Any] = {"arms": list(names), "seeds": 1, "recipe": "tiny", "cache": world / "cache"}
-        options |= {"align_epochs": 1, "sft_epochs": 1, "dpo_epochs": 1, "threads": 1}
+        options |= {"tokenizer_steps": 3, "sft_epochs": 1, "dpo_epochs": 1, "threads": 1, "bf16": False}
         ablate.ablate(towered, [world], [world], [world], out, **options)
         return list(json.loads((out / ablate.RESULT).read_text()))
 

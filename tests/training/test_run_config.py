@@ -42,7 +42,7 @@ def published() -> Mu2Config:
 
 
 def test_there_is_a_config_for_every_kind_of_machine() -> None:
-    assert SHIPPED == ["a100x4_fsdp2", "a100x4_zero2", "cpu", "gpu", "slurm_fsdp2"]
+    assert SHIPPED == ["a100x4_fsdp2", "a100x4_zero2", "cpu", "cpu_bf16", "gpu", "slurm_fsdp2"]
     assert (CONFIG_FOLDER / "slurm.sbatch").is_file()
 
 
