@@ -4,10 +4,13 @@ The default is the corrected design; `Mu2Config.legacy` is the published one, wi
 weights keep their meaning. Sources: "μ²Tokenizer" (arXiv 2507.00316) and the configs of its released checkpoints.
 """
 
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+
+TrainedOn = Literal["nothing", "phantoms", "patients"]
+TRAINED_ON: tuple[TrainedOn, ...] = get_args(TrainedOn)
 
 # What each published ablation switches on: (relative positions, soft selection, gated pooling).
 ABLATIONS: dict[str, tuple[bool, bool, bool]] = {
@@ -150,7 +153,8 @@ class Mu2Config(PreTrainedConfig):
     preset: Literal["corrected", "legacy"] = "corrected"
     model_name: str = "mu2"
     model_version: str = "0"
-    untrained: bool = False
+    # Whose drafts these may be: random weights and a model that saw phantoms alone say nothing about patients.
+    trained_on: TrainedOn = "nothing"
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 
@@ -159,6 +163,8 @@ class Mu2Config(PreTrainedConfig):
         # The language model stores whether its head is tied; the composite model ties by its own field.
         if getattr(self.text_config, "tie_word_embeddings", False):
             self.tie_word_embeddings = True
+        if self.trained_on not in TRAINED_ON:
+            raise ValueError(f"trained_on is {self.trained_on!r}, not one of {', '.join(TRAINED_ON)}")
         vision, tokenizer = self.vision, self.tokenizer
         grid = tokenizer.projector_grid or list(vision.patch_grid)
         patches = vision.patch_grid[0] * vision.patch_grid[1] * vision.patch_grid[2]

@@ -298,6 +298,7 @@ def legacy_config(
         image_token_id=image_token,
         model_name=name,
         model_version="published",
+        trained_on="patients",
     )
 
 

@@ -20,6 +20,8 @@ class Draft:
     """One drafted report; `stage_seconds` are those of the whole batch it was drafted in.
 
     `token_ids` are the generated tokens without the end token; `evidence`, one entry per sentence, only when asked for.
+    `novelty` says how far the volume is from those the model was trained on, 1 at the threshold; None when the checkpoint
+    does not know (see `mu2_model.novelty`).
     """
 
     sentences: tuple[DraftSentence, ...]
@@ -31,6 +33,12 @@ class Draft:
     stage_seconds: dict[str, float] = field(default_factory=dict)
     token_ids: tuple[int, ...] = ()
     evidence: tuple[SentenceEvidence, ...] | None = None
+    novelty: float | None = None
+
+    @property
+    def unlike_training(self) -> bool:
+        """Whether the volume is so unlike the training data that the text may be invented."""
+        return self.novelty is not None and self.novelty > 1
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from mu2_model.errors import CheckpointError, QuestionError
 from mu2_model.evidence import explain
 from mu2_model.image_processing_mu2 import Volume
 from mu2_model.modeling_mu2 import Mu2ForConditionalGeneration
+from mu2_model.novelty import Novelty
 from mu2_model.processing_mu2 import Mu2Processor
 
 HASH_BLOCK_BYTES = 1 << 20
@@ -28,7 +29,8 @@ HASH_BLOCK_BYTES = 1 << 20
 class ReportDrafter:
     """A loaded checkpoint that drafts reports; load once, then call `draft` for every batch.
 
-    Attributes: `model_name`, `model_version`, `untrained` (random weights: the text means nothing), `weights_hash`.
+    Attributes: `model_name`, `model_version`, `weights_hash`, `trained_on` ("nothing": random weights, "phantoms" or
+    "patients"), `novelty` (what tells volumes unlike the training data; None for a checkpoint without).
     """
 
     def __init__(
@@ -37,7 +39,8 @@ class ReportDrafter:
         self.model, self.processor, self.folder, self.static_cache = model.eval(), processor, folder, static_cache
         self.model_name = model.config.model_name
         self.model_version = model.config.model_version
-        self.untrained = model.config.untrained
+        self.trained_on = model.config.trained_on
+        self.novelty = Novelty.load(folder, model.config.vision.hidden_size)
 
     @classmethod
     def from_pretrained(
@@ -139,7 +142,8 @@ class ReportDrafter:
                     **arguments,
                 )
             ]
-        run = DraftingStages(self.model, self.processor, Deadline(deadline_seconds), progress, self.static_cache)
+        deadline = Deadline(deadline_seconds)
+        run = DraftingStages(self.model, self.processor, deadline, progress, self.static_cache, self.novelty)
         with torch.inference_mode():
             rows, prepared = run.prepare(volumes)
             text = {key: value.to(self.device) for key, value in run.encode_text(list(questions)).items()}
@@ -148,9 +152,10 @@ class ReportDrafter:
             ids, log_probabilities = run.generate(text, features, settings, samples, max_new_tokens)
         drafts = []
         for index in range(len(questions) * samples):
-            repairs = list(prepared[rows[index // samples]].repairs)
+            row = rows[index // samples]
             prompt_tokens = int(text["attention_mask"][index // samples].sum())
-            drafts.append(run.split(ids[index], log_probabilities[index], prompt_tokens, repairs))
+            made = run.split(ids[index], log_probabilities[index], prompt_tokens, list(prepared[row].repairs))
+            drafts.append(replace(made, novelty=run.novelties[row] if run.novelties else None))
         if evidence:
             drafts = [self.explain(volumes[i // samples], questions[i // samples], d) for i, d in enumerate(drafts)]
         return drafts
@@ -188,14 +193,14 @@ def quantize_language_model(model: Mu2ForConditionalGeneration) -> None:
 def hash_weights(folder: Path) -> str:
     """SHA-256 of the folder's weights; CheckpointError when it holds none."""
     digests = []
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(folder.glob("model*.safetensors")):
         digest = hashlib.sha256()
         with file.open("rb") as stream:
             while block := stream.read(HASH_BLOCK_BYTES):
                 digest.update(block)
         digests.append(digest)
     if not digests:
-        raise CheckpointError(f"no *.safetensors file in the model folder {folder}")
+        raise CheckpointError(f"no model*.safetensors file in the model folder {folder}")
     if len(digests) == 1:
         return digests[0].hexdigest()
     return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()

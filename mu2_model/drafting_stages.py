@@ -16,6 +16,7 @@ from mu2_model.errors import QuestionError
 from mu2_model.image_processing_mu2 import PreparedVolume, Volume, collate
 from mu2_model.memory import check_memory, estimate_memory
 from mu2_model.modeling_mu2 import Mu2ForConditionalGeneration, Mu2ImageFeatures
+from mu2_model.novelty import Novelty, PooledTokens
 from mu2_model.processing_mu2 import Mu2Processor
 from mu2_model.report_text import split_report, strip_thinking
 
@@ -32,9 +33,12 @@ class DraftingStages:
         deadline: Deadline,
         progress: Callable[[Progress], None] | None,
         static_cache: bool = False,
+        novelty: Novelty | None = None,
     ):
         self.model, self.processor, self.device = model, processor, model.device
         self.deadline, self.progress, self.static_cache = deadline, progress, static_cache
+        self.novelty = novelty
+        self.novelties: list[float] = []  # of every prepared volume, once they are encoded
         self.seconds: dict[str, float] = {}
 
     def tell(self, stage: str, done: int, total: int, texts: tuple[str, ...] = ()) -> None:
@@ -69,13 +73,24 @@ class DraftingStages:
         start = time.perf_counter()
         self.tell("encode", 0, len(prepared))
         pixels = collate(prepared)
-        tokens = self.model.model.encode_chunks(pixels["pixel_values"], pixels["chunk_mask"])
+        tokens = self.encode_chunks(pixels["pixel_values"], pixels["chunk_mask"])
         self.tell("encode", len(prepared), len(prepared))
         features = self.model.model.gather_tokens(
             tokens[rows], text["question_ids"], text["question_attention_mask"], pixels["chunk_mask"][rows]
         )
         self.seconds["encode"] = time.perf_counter() - start
         return features
+
+    def encode_chunks(self, pixel_values: Tensor, chunk_mask: Tensor) -> Tensor:
+        """Volumes to tokens (V, C, N, H); where the checkpoint knows its training data, also how unlike it each volume is."""
+        inner = self.model.model
+        if self.novelty is None:
+            return inner.encode_chunks(pixel_values, chunk_mask)
+        pooled = PooledTokens()
+        with inner.projector.fc1.register_forward_pre_hook(pooled.listen):
+            tokens = inner.encode_chunks(pixel_values, chunk_mask)
+        self.novelties = [self.novelty.score(volume) for volume in pooled.of_volumes(chunk_mask)]
+        return tokens
 
     def generate(
         self,

@@ -36,7 +36,7 @@ def model_info(path: Path | str, batch: int = 1, dtype: str | None = None) -> di
         "model_name": config.model_name,
         "model_version": config.model_version,
         "preset": config.preset,
-        "untrained": config.untrained,
+        "trained_on": config.trained_on,
         "weights_sha256": hash_weights(folder),
         "dtype": dtype or stored,
         "parameters": parameters,

@@ -1,6 +1,6 @@
 """A tiny μ²LLM with random weights and its own small vocabulary, for demonstrations and tests.
 
-Its text means nothing. The config says `untrained: true`, so that whoever shows a draft can say so.
+Its text means nothing. The config says `trained_on: "nothing"`, so that whoever shows a draft can say so.
 """
 
 import re
@@ -90,7 +90,6 @@ def tiny_config(vocabulary: int, image_token_id: int) -> Mu2Config:
         ),
         image_token_id=image_token_id,
         model_name="mu2-untrained",
-        untrained=True,
     )
 
 

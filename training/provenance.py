@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mu2_model import Mu2Config
+from mu2_model.configuration_mu2 import TrainedOn
 from training.data import Case, manifest_digest
 from training.recipes import write_json
 
@@ -17,8 +18,6 @@ PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets")
 UNKNOWN = "unknown"
 PHANTOM_SETS = "phantomct-"
 """How the sets begin that `python -m training phantoms` makes."""
-
-TrainedOn = Literal["nothing", "phantoms", "patients"]
 
 
 @dataclass(frozen=True)

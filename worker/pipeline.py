@@ -17,7 +17,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from worker import variants
-from worker.core import audit, outbox, reports, studies
+from worker.core import audit, notices, outbox, reports, studies
 from worker.core.database import Database
 from worker.core.errors import InvalidObjectError, NothingToReportError, ReportError, StoreUnavailableError
 from worker.core.records import Disposition, Instance, ReportVersion
@@ -208,11 +208,11 @@ def _store_draft(session: Session, means: Means, claim: Claim, draft: reports.Dr
 
 
 def _withheld(settings: Settings, draft: reports.Draft) -> str:
-    """Why this draft leaves for nobody: random weights say nothing about a patient. Empty when it may leave."""
-    if not draft.provenance.decoding.get("untrained") or settings.model.allow_untrained:
+    """Why this draft leaves for nobody: a model that saw no patient says nothing about one. Empty when it may leave."""
+    if settings.model.allow_not_clinical or not notices.saw_no_patient(asdict(draft.provenance)):
         return ""
     log.warning("draft_withheld", model=draft.provenance.model_name)
-    return "untrained model"
+    return "model trained on no patient"
 
 
 def _write_messages(session: Session, means: Means, version: ReportVersion) -> tuple[list[str], dict[str, str]]:

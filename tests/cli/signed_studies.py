@@ -40,10 +40,10 @@ class Archive:
         self.database, self.store = database, store
 
     def drafted(
-        self, draft: Sequence[Sentence], volumes: Sequence[Volume], untrained: bool = False, **changes: object
+        self, draft: Sequence[Sentence], volumes: Sequence[Volume], trained_on: str = "patients", **changes: object
     ) -> str:
         """The id of a drafted study whose model input lies in the store."""
-        text = reports.Draft(tuple(draft), replace(builders.draft().provenance, decoding={"untrained": untrained}))
+        text = reports.Draft(tuple(draft), replace(builders.draft().provenance, decoding={"trained_on": trained_on}))
         claim = builders.drafting(self.database, **changes)
         folder = f"inputs/{claim.study_id[:2]}/{claim.study_id}"
         (self.store / folder).mkdir(parents=True)

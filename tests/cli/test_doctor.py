@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from mu2_model.shipped import is_shipped
+from mu2_model.untrained import make_untrained
 from tests.cli.conftest import Terminal
 from tests.conftest import free_port
 from tests.core import builders
@@ -111,12 +113,23 @@ def test_a_listener_that_is_down_fails(config: Settings) -> None:
 @pytest.mark.parametrize(
     ("allowed", "outcome", "word"), [(False, Outcome.WARN, "nobody"), (True, Outcome.FAIL, "leave")]
 )
-def test_random_weights_are_named_and_fail_where_their_drafts_leave(
-    config: Settings, allowed: bool, outcome: Outcome, word: str
+@pytest.mark.parametrize(("trained_on", "learned"), [("nothing", "random"), ("phantoms", "synthetic CTs alone")])
+def test_a_model_that_saw_no_patient_is_named_and_fails_where_its_drafts_leave(
+    config: Settings, tmp_path: Path, trained_on: str, learned: str, allowed: bool, outcome: Outcome, word: str
 ) -> None:
-    chosen = config.model.model_copy(update={"reporter": "mu2", "allow_untrained": allowed})
-    check = next(work.model(config.model_copy(update={"model": chosen})))
+    checkpoint = make_untrained(tmp_path / "checkpoint")
+    told = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**told, "trained_on": trained_on}))
+    changes = {"reporter": "mu2", "path": checkpoint, "allow_not_clinical": allowed}
+    check = next(work.model(config.model_copy(update={"model": config.model.model_copy(update=changes)})))
     assert check.outcome is outcome and word in check.finding and "MU2_MODEL__PATH" in check.advice
+    assert learned in check.finding
+
+
+def test_without_a_path_the_doctor_looks_at_the_model_that_drafts(config: Settings) -> None:
+    check = next(work.model(config.model_copy(update={"model": config.model.model_copy(update={"reporter": "mu2"})})))
+    assert check.outcome is Outcome.WARN
+    assert ("mu2-phantom" if is_shipped() else "no checkpoint is set") in check.finding
 
 
 def test_a_checkpoint_that_is_not_there_fails(config: Settings, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from worker.core import studies
 from worker.core.consents import Decision
 from worker.core.corrections import LeftOut
 from worker.core.errors import NotFoundError, SettingsError, StateError
+from worker.core.notices import UNLIKE_TRAINING
 from worker.core.records import AuditEvent, Study
 from worker.core.records import Sentence as SentenceRow
 from worker.core.report import Assessment, ReportState, Section, Sentence
@@ -115,9 +116,22 @@ def test_a_draft_that_was_signed_as_it_was_is_an_answer_and_no_pair(
     assert (exported(terminal, out)["cases"], read_pairs(out / PAIRS)) == (1, [])
 
 
-def test_what_random_weights_wrote_is_nobodys_rejected_side(terminal: Terminal, archive: Archive, out: Path) -> None:
-    archive.signed(1, DRAFTED, SIGNED, untrained=True)
+@pytest.mark.parametrize("trained_on", ["nothing", "phantoms"])
+def test_what_a_model_wrote_that_saw_no_patient_is_nobodys_rejected_side(
+    terminal: Terminal, archive: Archive, out: Path, trained_on: str
+) -> None:
+    archive.signed(1, DRAFTED, SIGNED, trained_on=trained_on)
     assert (exported(terminal, out)["cases"], read_pairs(out / PAIRS)) == (1, [])
+
+
+def test_what_the_system_says_about_its_model_is_not_learned(terminal: Terminal, archive: Archive, out: Path) -> None:
+    notice = Sentence(Section.FINDINGS, UNLIKE_TRAINING)
+    study_id = archive.drafted([notice, Sentence(Section.FINDINGS, DRAFTED)], [ct(1)])
+    archive.sign(study_id, [sentence(UNLIKE_TRAINING), sentence(SIGNED)])
+    archive.decide(study_id)
+    exported(terminal, out)
+    assert read_manifest(out)[0].answer == f"FINDINGS:\n{SIGNED}"
+    assert [pair.rejected for pair in read_pairs(out / PAIRS)] == [f"FINDINGS:\n{DRAFTED}"]
 
 
 def test_a_sentence_that_the_reader_rejected_is_not_learned(terminal: Terminal, archive: Archive, out: Path) -> None:

@@ -217,7 +217,7 @@ def test_the_published_settings_are_known_by_name() -> None:
 
 
 def test_the_checkpoint_says_that_it_is_untrained(drafter: ReportDrafter) -> None:
-    assert drafter.untrained and drafter.model_name == "mu2-untrained"
+    assert drafter.trained_on == "nothing" and drafter.model_name == "mu2-untrained"
 
 
 def test_the_weights_hash_is_that_of_the_file(drafter: ReportDrafter, folder: Path) -> None:

@@ -67,7 +67,7 @@ def test_unknown_free_memory_refuses_nothing(monkeypatch: pytest.MonkeyPatch) ->
 def test_info_is_json_with_hash_and_parts(tmp_path: Path) -> None:
     info = json.loads(json.dumps(model_info(make_untrained(tmp_path), batch=4)))
     assert info["weights_sha256"] == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
-    assert info["untrained"] is True and info["preset"] == "corrected"
+    assert info["trained_on"] == "nothing" and info["preset"] == "corrected"
     assert info["memory_bytes"]["peak"] > info["memory_bytes"]["weights"] == 4 * info["parameters"]["total"]
 
 

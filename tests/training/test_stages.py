@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from mu2_model import Mu2ForConditionalGeneration, Mu2Processor
+from mu2_model.configuration_mu2 import TrainedOn
 from mu2_model.drafter import ReportDrafter
 from training.collators import PreferenceCollator, VolumeSource
 from training.data import Case, manifest_digest
 from training.dpo import PreferencePair, train_dpo
-from training.provenance import collect, read_provenance
+from training.provenance import collect, learned_from, read_provenance
 from training.run_config import load_config, trainer_arguments
 from training.sft import LoraSettings, train_sft
 from training.shared_encoding import share_encoding
@@ -65,9 +66,26 @@ def test_sft_learns(trained: Any) -> None:
     assert losses(trained)[-1] < losses(trained)[0]
 
 
-def test_the_result_is_a_folder_that_drafts_and_no_longer_says_untrained(trained: Any) -> None:
+def test_the_result_is_a_folder_that_drafts_and_says_what_it_learned_from(trained: Any) -> None:
     drafter = ReportDrafter.from_pretrained(trained.args.output_dir)
-    assert drafter.untrained is False
+    assert drafter.trained_on == "phantoms"
+
+
+@pytest.mark.parametrize(
+    ("sets", "before", "after"),
+    [
+        (["phantomct-core", "phantomct-full"], "nothing", "phantoms"),
+        (["phantomct-core", "hospital"], "nothing", "patients"),
+        (["hospital"], "phantoms", "patients"),
+        (["phantomct-core"], "patients", "phantoms"),
+        ([""], "phantoms", "phantoms"),
+        ([""], "nothing", "patients"),
+    ],
+)
+def test_a_model_is_said_to_know_what_its_last_cases_were(
+    cases: list[Case], sets: list[str], before: TrainedOn, after: TrainedOn
+) -> None:
+    assert learned_from([replace(cases[0], source=name) for name in sets], before) == after
 
 
 def test_every_checkpoint_says_what_made_it(trained: Any, cases: list[Case]) -> None:

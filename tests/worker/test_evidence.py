@@ -8,10 +8,11 @@ from sqlalchemy.orm import Session
 from tests.worker.hospital_site import Site, wait_for
 from worker import evidence, tasks
 from worker.core import studies
+from worker.core.notices import UNTRAINED
 from worker.core.records import AuditEvent, ReportVersion, Role, Sentence, Stage, User
 from worker.core.review_records import EvidenceRequest
 from worker.imaging import heat
-from worker.inference.mu2 import UNTRAINED
+from worker.inference.mu2 import untrained_checkpoint
 from worker.process import WorkerProcess
 
 
@@ -46,7 +47,11 @@ def request(site: Site) -> EvidenceRequest:
 class TestWithTheModel:
     @pytest.fixture
     def site(self, site: Site) -> Site:
-        site.environment |= {"MU2_MODEL__REPORTER": "mu2", "MU2_MODEL__DEVICE": "cpu"}
+        site.environment |= {
+            "MU2_MODEL__REPORTER": "mu2",
+            "MU2_MODEL__PATH": str(untrained_checkpoint(site.home)),
+            "MU2_MODEL__DEVICE": "cpu",
+        }
         return site
 
     def test_every_sentence_of_the_model_gets_a_heat_volume_in_patient_space(

@@ -7,8 +7,9 @@ from tests.review.builders import PASSWORD, served
 from tests.worker.hospital_site import Site
 from worker import queues, tasks
 from worker.core import accounts
+from worker.core.notices import UNTRAINED
 from worker.core.records import Role, Sentence, Stage, Study
-from worker.inference.mu2 import UNTRAINED
+from worker.inference.mu2 import untrained_checkpoint
 from worker.process import WorkerProcess
 from worker.review.app import create_app
 
@@ -20,7 +21,11 @@ LABEL = "document.getElementById('overlay-label')"
 @pytest.fixture
 def site(site: Site) -> Site:
     """The site's worker runs a tiny model without training: what it says is nonsense, where it looked is real."""
-    site.environment |= {"MU2_MODEL__REPORTER": "mu2", "MU2_MODEL__DEVICE": "cpu"}
+    site.environment |= {
+        "MU2_MODEL__REPORTER": "mu2",
+        "MU2_MODEL__PATH": str(untrained_checkpoint(site.home)),
+        "MU2_MODEL__DEVICE": "cpu",
+    }
     return site
 
 

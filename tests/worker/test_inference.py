@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mu2_model.drafter import Draft, DraftSentence, Progress
 from mu2_model.errors import VolumeError
+from worker.core import notices
 from worker.core.errors import ModelBusyError, ModelError
 from worker.core.report import Section
 from worker.core.settings import ModelSettings, Settings
@@ -45,7 +46,8 @@ class ScriptedDrafter:
 
     on_batch: Callable[[list[int], Callable[[Progress], None]], None] = lambda sizes, progress: None
     batches: list[int] = field(default_factory=list)
-    untrained: bool = False
+    trained_on: str = "patients"
+    novelty: float | None = None
     model_name: str = "scripted"
     model_version: str = "1"
     weights_hash: str = "0" * 64
@@ -58,7 +60,8 @@ class ScriptedDrafter:
         sizes = [len(hu) for hu, _ in volumes]
         self.batches.append(len(sizes))
         self.on_batch(sizes, progress)
-        return [Draft((DraftSentence("findings", f"{size} slices.", -0.1),), "", 1, 1, False) for size in sizes]
+        said = [(DraftSentence("findings", f"{size} slices.", -0.1),) for size in sizes]
+        return [Draft(sentences, "", 1, 1, False, novelty=self.novelty) for sentences in said]
 
 
 @pytest.fixture
@@ -96,15 +99,35 @@ def test_fake_reporter_says_that_it_is_canned_and_repeats_itself() -> None:
 
 
 def test_untrained_model_says_so_in_its_first_findings_sentence(tmp_path: Path, metrics: Metrics) -> None:
-    settings = Settings(home=tmp_path, model=ModelSettings(device="cpu", max_new_tokens=8))
+    checkpoint = mu2.untrained_checkpoint(tmp_path)
+    settings = Settings(home=tmp_path, model=ModelSettings(path=checkpoint, device="cpu", max_new_tokens=8))
     model = reporter.build(settings, ModelMetrics(metrics.batch_size, metrics.out_of_memory))
     drafted = model.draft([volume()], Deadline.after(30))
     model.close()
     assert drafted.sentences[0].section is Section.FINDINGS
-    assert drafted.sentences[0].text == mu2.UNTRAINED
+    assert drafted.sentences[0].text == notices.UNTRAINED
     assert len(drafted.sentences) > 1
-    assert drafted.provenance.decoding["untrained"] is True
+    assert drafted.provenance.decoding["trained_on"] == "nothing"
     assert len(drafted.provenance.weights_sha256) == 64
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "novelty", "said"),
+    [
+        ("patients", None, []),
+        ("patients", 0.9, []),
+        ("patients", 1.1, [notices.UNLIKE_TRAINING]),
+        ("phantoms", 0.9, [notices.SYNTHETIC_ONLY]),
+        ("phantoms", 7.0, [notices.SYNTHETIC_ONLY, notices.UNLIKE_TRAINING]),
+    ],
+)
+def test_draft_says_first_what_its_model_knows_and_whether_the_ct_is_unlike_that(
+    made: Callable[..., mu2.Mu2Reporter], trained_on: str, novelty: float | None, said: list[str]
+) -> None:
+    drafted = made(ScriptedDrafter(trained_on=trained_on, novelty=novelty)).draft([volume()], Deadline.after(5))
+    assert [sentence.text for sentence in drafted.sentences] == [*said, "12 slices."]
+    assert drafted.provenance.decoding["unlike_training"] is (notices.UNLIKE_TRAINING in said)
+    assert drafted.provenance.decoding.get("novelty") == novelty
 
 
 def test_untrained_checkpoint_is_made_once_by_many(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class ScriptedReporter:
     version: str = "1"
     weights_sha256: str = ""
     is_broken: bool = False
-    untrained: bool = False
+    trained_on: str = "patients"
 
     def draft(self, volumes: Sequence[CtVolume], deadline: Deadline) -> Drafted:
         self.entered.set()
@@ -51,7 +51,7 @@ class ScriptedReporter:
             while not step.wait(0.01):
                 deadline.check()
         self.drafted.append(volumes[0].hu.shape[0])
-        decoding: dict[str, str | int | float | bool] = {"untrained": self.untrained}
+        decoding: dict[str, str | int | float | bool] = {"trained_on": self.trained_on}
         return Drafted((Sentence(Section.FINDINGS, "Nothing."),), Provenance("scripted", "1", "", "", decoding))
 
     def explain(self, volumes: Sequence[CtVolume], deadline: Deadline) -> list[Explained]:
@@ -323,27 +323,36 @@ def test_doorbell_goes_home_when_every_slot_is_busy_and_its_study_is_drafted_all
     assert site.status(late) is StudyStatus.DRAFTED
 
 
-def send_drafts(worker: WorkerProcess, *, allow_untrained: bool = False) -> None:
+def send_drafts(worker: WorkerProcess, *, allow_not_clinical: bool = False) -> None:
     """Gives the worker a receiver of drafts."""
     settings = worker.settings
     hl7 = settings.hl7.model_validate(
         {"destinations": [{"name": "ris", "host": "127.0.0.1", "port": 9, "drafts": "R"}]}
     )
-    model = settings.model.model_copy(update={"allow_untrained": allow_untrained})
+    model = settings.model.model_copy(update={"allow_not_clinical": allow_not_clinical})
     worker.means = replace(worker.means, settings=settings.model_copy(update={"hl7": hl7, "model": model}))
 
 
-@pytest.mark.parametrize(("untrained", "allowed", "messages"), [(True, False, 0), (True, True, 1), (False, False, 1)])
-def test_draft_of_random_weights_is_stored_and_leaves_only_where_that_is_allowed(
+@pytest.mark.parametrize(
+    ("trained_on", "allowed", "messages"),
+    [
+        ("nothing", False, 0),
+        ("nothing", True, 1),
+        ("phantoms", False, 0),
+        ("phantoms", True, 1),
+        ("patients", False, 1),
+    ],
+)
+def test_draft_of_a_model_that_saw_no_patient_is_stored_and_leaves_only_where_that_is_allowed(
     site: Site,
     worker_process: WorkerProcess,
     reporter: ScriptedReporter,
-    untrained: bool,
+    trained_on: str,
     allowed: bool,
     messages: int,
 ) -> None:
-    send_drafts(worker_process, allow_untrained=allowed)
-    reporter.untrained = untrained
+    send_drafts(worker_process, allow_not_clinical=allowed)
+    reporter.trained_on = trained_on
     study_id = site.add_study()
     prepare(worker_process)
     draft(worker_process)
@@ -351,7 +360,7 @@ def test_draft_of_random_weights_is_stored_and_leaves_only_where_that_is_allowed
     assert len(site.rows(ReportVersion)) == 1
     assert len(site.rows(Message)) == messages
     event = site.rows(AuditEvent, AuditEvent.action == "draft")[0]
-    assert event.detail["withheld"] == ("" if messages else "untrained model")
+    assert event.detail["withheld"] == ("" if messages else "model trained on no patient")
 
 
 def test_study_without_patient_id_is_drafted_though_no_message_can_be_written(

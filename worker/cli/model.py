@@ -100,7 +100,7 @@ def draft(
     as_json: Json = False,
 ) -> None:
     """Writes a draft for one CT on the terminal: machine-written, not reviewed, not for clinical use."""
-    from worker.core import logs, settings
+    from worker.core import logs, notices, settings
     from worker.core.report import DISCLOSURE
     from worker.inference.reporter import questions
 
@@ -123,15 +123,15 @@ def draft(
             evidence=evidence is not None,
         )
         pictures = _draw(evidence, drafter, volumes, asked, drafts) if evidence is not None else []
-    if drafter.untrained:
-        note("The weights are random: the text says nothing about this study.")
+    for notice in notices.of_draft(drafter.trained_on, any(made.unlike_training for made in drafts)):
+        note(notice)
     if as_json:
         print_json(
             {
                 "model": drafter.model_name,
                 "model_version": drafter.model_version,
                 "weights_sha256": drafter.weights_hash,
-                "untrained": drafter.untrained,
+                "trained_on": drafter.trained_on,
                 "disclosure": DISCLOSURE,
                 "volumes": [{"shape": v.hu.shape, "regions": v.regions, "notes": v.notes} for v in volumes],
                 "drafts": [_facts(q, d) for q, d in zip(asked, drafts, strict=True)],
@@ -164,7 +164,7 @@ def _checkpoint(given: Path | None) -> Path:
     if given is not None:
         return given
     current = settings.current()
-    return current.model.path or mu2.untrained_checkpoint(current.home)
+    return current.model.path or mu2.default_checkpoint(current.home)
 
 
 def _load(checkpoint: Path, device: str) -> "ReportDrafter":
@@ -229,6 +229,8 @@ def _facts(question: "Question", made: "Draft") -> dict[str, Any]:
             for sentence, shown in zip(made.sentences, evidence, strict=True)
         ],
         "truncated": made.truncated,
+        "novelty": made.novelty,
+        "unlike_training": made.unlike_training,
         "repairs": made.repairs,
         "seconds": made.stage_seconds,
     }

@@ -228,7 +228,7 @@ class TrainingExport:
             rows.cases.append(Case(case_id, image, question, answer.signed, split, patient, study, SOURCE))
             # Pairs of patients that evaluation or the choice of a checkpoint rests on would leak into DPO.
             if answer.drafted is not None and split == "train":
-                pair = {"case_id": case_id, "image": image, "question": question}
+                pair = {"case_id": case_id, "image": image, "question": question, "source": SOURCE}
                 rows.pairs.append({**pair, "chosen": answer.signed, "rejected": answer.drafted})
             rows.texts_changed += answer.changed
         rows.studies += 1

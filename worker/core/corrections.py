@@ -12,7 +12,7 @@ from enum import StrEnum
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from worker.core import consents, editing, reports, studies
+from worker.core import consents, editing, notices, reports, studies
 from worker.core.consents import Decision
 from worker.core.records import AuthorKind, Report, ReportVersion, Signature, Study, StudyStatus, User
 from worker.core.report import Phi, ReportState, Sentence, canonical_text, text_sha256
@@ -45,7 +45,7 @@ class SignedStudy:
     model_input: str | None  # folder below the store; None when retention took the pixels
     regions: tuple[tuple[str, ...], ...]  # body regions of each volume, the main volume first
     signed: tuple[Sentence, ...]
-    draft: tuple[Sentence, ...] | None  # None when no trained model wrote one
+    draft: tuple[Sentence, ...] | None  # None when no model trained on patients wrote one
     names: tuple[Phi, ...]  # of patient and physicians, and their numbers: what a text must not hold
 
 
@@ -73,7 +73,7 @@ def look(session: Session, study_id: str) -> SignedStudy | LeftOut:
         patient=f"{study.patient_authority.strip()}^{study.patient_identifier.strip()}",
         model_input=study.model_input,
         regions=tuple(tuple(volume.get("regions", ())) for volume in (study.choice or {}).get("volumes", [])),
-        signed=_sentences(version),
+        signed=_learned(version),
         draft=_draft(session, version),
         names=names(study),
     )
@@ -100,7 +100,7 @@ def _sentences(version: ReportVersion) -> tuple[Sentence, ...]:
 
 
 def _draft(session: Session, signed: ReportVersion) -> tuple[Sentence, ...] | None:
-    """The machine's text about the same images; random weights have no opinion to correct."""
+    """The machine's text about the same images; a model that saw no patient has no opinion to correct."""
     version = session.scalars(
         sa.select(ReportVersion).where(
             ReportVersion.report_id == signed.report_id,
@@ -108,9 +108,14 @@ def _draft(session: Session, signed: ReportVersion) -> tuple[Sentence, ...] | No
             ReportVersion.author_kind == AuthorKind.MACHINE,
         )
     ).one_or_none()
-    if version is None or (version.provenance or {}).get("decoding", {}).get("untrained"):
+    if version is None or notices.saw_no_patient(version.provenance):
         return None
-    return _sentences(version)
+    return _learned(version)
+
+
+def _learned(version: ReportVersion) -> tuple[Sentence, ...]:
+    """The sentences without what the system says about its model."""
+    return tuple(sentence for sentence in _sentences(version) if sentence.text not in notices.NOTICES)
 
 
 def names(study: Study) -> tuple[Phi, ...]:

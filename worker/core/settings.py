@@ -155,8 +155,10 @@ class ModelSettings(_Group):
     reporter: Literal["mu2", "fake"] = Field(
         "mu2", description="`mu2` runs the model; `fake` writes canned text (tests)."
     )
-    path: Path | None = Field(None, description="Checkpoint folder; empty means a tiny model with random weights.")
-    allow_untrained: bool = Field(False, description="Send drafts of a model with random weights (demo and tests).")
+    path: Path | None = Field(None, description="Checkpoint folder; empty means mu2-phantom, trained on synthetic CTs.")
+    allow_not_clinical: bool = Field(
+        False, description="Send drafts of a model that was trained on no patient (demo and tests)."
+    )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Weights' type; auto suits the device."

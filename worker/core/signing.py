@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from worker.core import audit, checks, editing, outbox, records, reports, studies
 from worker.core.editing import Reader
 from worker.core.errors import ReportError, SignatureError, StateError
+from worker.core.notices import NOTICES
 from worker.core.records import REASON_LENGTH, AuthorKind, ReportVersion, Signature, User, new_id
 from worker.core.report import SIGNED_STATES, Assessment, Origin, ReportState, Section, Sentence
 from worker.core.review_records import Authentication, Communication, WorkingCopy
@@ -376,11 +377,10 @@ def _reason(text: str) -> str:
 
 
 def _word_counts(copy: WorkingCopy) -> tuple[int, int]:
-    drafted = [word for row in copy.base.sentences if row.origin is Origin.MACHINE for word in row.text.split()]
-    signed = [
-        word for row in editing.written(copy) if row.assessment is not Assessment.REJECTED for word in row.text.split()
-    ]
-    return len(drafted), edit_distance(drafted, signed)
+    drafted = [row.text for row in copy.base.sentences if row.origin is Origin.MACHINE]
+    signed = [row.text for row in editing.written(copy) if row.assessment is not Assessment.REJECTED]
+    words = [[word for text in texts if text not in NOTICES for word in text.split()] for texts in (drafted, signed)]
+    return len(words[0]), edit_distance(words[0], words[1])
 
 
 def edit_distance(old: Sequence[str], new: Sequence[str]) -> int:

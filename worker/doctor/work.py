@@ -121,29 +121,35 @@ def _device(chosen: ModelSettings) -> Check:
 
 
 def _checkpoint(chosen: ModelSettings) -> Check:
-    if chosen.path is None:
-        return _untrained(chosen, "no checkpoint is set")
-    if not (chosen.path / "config.json").is_file():
-        return fail(
-            "model", f"{chosen.path} holds no checkpoint", "set MU2_MODEL__PATH to a folder of `mu2 model convert`"
-        )
     from mu2_model.drafter import hash_weights
     from mu2_model.errors import CheckpointError
+    from mu2_model.shipped import is_shipped, shipped_checkpoint
 
+    path = chosen.path
+    if path is None:
+        if not is_shipped():
+            return _not_clinical(chosen, "no checkpoint is set: drafts come from random weights")
+        path = shipped_checkpoint()
+    if not (path / "config.json").is_file():
+        return fail("model", f"{path} holds no checkpoint", "set MU2_MODEL__PATH to a folder of `mu2 model convert`")
     try:
-        if json.loads((chosen.path / "config.json").read_text(encoding="utf-8")).get("untrained"):
-            return _untrained(chosen, f"{chosen.path.name} is untrained")
-        return ok("model", f"{chosen.path.name}, weights {hash_weights(chosen.path)[:12]}")
+        trained_on = json.loads((path / "config.json").read_text(encoding="utf-8")).get("trained_on", "nothing")
+        found = f"{path.name}, weights {hash_weights(path)[:12]}"
     except (CheckpointError, OSError, ValueError) as error:
-        return fail("model", f"{chosen.path} cannot be read ({type(error).__name__})", "copy the checkpoint again")
+        return fail("model", f"{path} cannot be read ({type(error).__name__})", "copy the checkpoint again")
+    if trained_on == "patients":
+        return ok("model", found)
+    learned = "synthetic CTs alone" if trained_on == "phantoms" else "nothing, its weights are random"
+    return _not_clinical(chosen, f"{found}: trained on {learned}")
 
 
-def _untrained(chosen: ModelSettings, found: str) -> Check:
-    if chosen.allow_untrained:
-        advice = "unset MU2_MODEL__ALLOW_UNTRAINED and set MU2_MODEL__PATH to a trained checkpoint before any use"
-        return fail("model", f"{found}: drafts come from random weights, and leave", advice)
-    advice = "set MU2_MODEL__PATH to a trained checkpoint before any use"
-    return warn("model", f"{found}: drafts come from random weights, say so and are sent to nobody", advice)
+def _not_clinical(chosen: ModelSettings, found: str) -> Check:
+    """A model that was trained on no patient: its drafts may be looked at, and must not leave."""
+    if chosen.allow_not_clinical:
+        advice = "unset MU2_MODEL__ALLOW_NOT_CLINICAL and set MU2_MODEL__PATH to a checkpoint trained on patients before any use"
+        return fail("model", f"{found}; its drafts leave", advice)
+    advice = "set MU2_MODEL__PATH to a checkpoint trained on patients before any use"
+    return warn("model", f"{found}; its drafts say so and are sent to nobody", advice)
 
 
 def _client(settings: Settings) -> Redis:

@@ -21,16 +21,15 @@ from transformers.utils.logging import disable_progress_bar
 
 from mu2_model.drafter import Draft, Progress, ReportDrafter
 from mu2_model.errors import Mu2ModelError
+from mu2_model.shipped import is_shipped, shipped_checkpoint
 from mu2_model.untrained import make_untrained
+from worker.core import notices
 from worker.core.errors import ModelBusyError, ModelError
 from worker.core.report import Provenance, Section, Sentence
 from worker.core.settings import ModelSettings, Settings
 from worker.inference.reporter import CtVolume, Deadline, Drafted, Explained, ModelMetrics, Question, questions
 
 log = structlog.get_logger(__name__)
-
-UNTRAINED = "Untrained model with random weights: this text says nothing about the study."
-"""First findings sentence of every draft of such a model."""
 
 DECODING = "greedy"
 LOOK_SECONDS = 0.25  # how often a waiting study looks at its deadline's flags
@@ -73,7 +72,7 @@ class _Item:
 def load(settings: Settings, metrics: ModelMetrics) -> "Mu2Reporter":
     """Loads the checkpoint and runs it once; raises `ModelError` when it cannot be used."""
     disable_progress_bar()  # a log is no terminal
-    path = settings.model.path or untrained_checkpoint(settings.home)
+    path = settings.model.path or default_checkpoint(settings.home)
     device = torch.device(_device(settings.model))
     started = time.monotonic()
     try:
@@ -92,6 +91,11 @@ def load(settings: Settings, metrics: ModelMetrics) -> "Mu2Reporter":
         seconds=round(time.monotonic() - started, 3),
     )
     return reporter
+
+
+def default_checkpoint(home: Path) -> Path:
+    """mu2-phantom, or a tiny untrained checkpoint in an installation that came without it."""
+    return shipped_checkpoint() if is_shipped() else untrained_checkpoint(home)
 
 
 def untrained_checkpoint(home: Path) -> Path:
@@ -189,8 +193,9 @@ class Mu2Reporter:
         ]
         if not sentences:
             raise ModelError("the model wrote no sentence about this study; requeue it or write the report by hand")
-        if self._drafter.untrained:
-            sentences.insert(0, Sentence(Section.FINDINGS, UNTRAINED))
+        unlike = any(draft.unlike_training for draft in drafts)
+        said = notices.of_draft(self._drafter.trained_on, unlike)
+        sentences[:0] = [Sentence(Section.FINDINGS, text) for text in said]
         seconds: dict[str, float] = {}
         for draft in drafts:
             for stage, value in draft.stage_seconds.items():
@@ -203,7 +208,9 @@ class Mu2Reporter:
             decoding={
                 "settings": DECODING,
                 "max_new_tokens": self._max_new_tokens,
-                "untrained": self._drafter.untrained,
+                "trained_on": self._drafter.trained_on,
+                "unlike_training": unlike,
+                **_novelty(drafts),
                 "truncated": any(draft.truncated for draft in drafts),
                 "repairs": "; ".join(dict.fromkeys(repair for draft in drafts for repair in draft.repairs)),
             },
@@ -305,6 +312,12 @@ class Mu2Reporter:
         for item, draft in answers:
             item.answer.set_result(draft)
         return None
+
+
+def _novelty(drafts: Sequence[Draft]) -> dict[str, float]:
+    """The score of the volume that is most unlike the training data, where the checkpoint knows it."""
+    known = [draft.novelty for draft in drafts if draft.novelty is not None]
+    return {"novelty": round(max(known), 3)} if known else {}
 
 
 def _await(item: _Item) -> Draft:
