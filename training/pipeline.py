@@ -23,6 +23,7 @@ class PhantomSet:
     count: int
     split: Split
     wordings: int = 1
+    plain: bool = False
 
 
 def make_sets(out: Path, sets: tuple[PhantomSet, ...], full: bool = False, processes: int | None = None) -> None:
@@ -36,6 +37,7 @@ def make_sets(out: Path, sets: tuple[PhantomSet, ...], full: bool = False, proce
             ImageFormat.NUMPY,
             split=wanted.split,
             wordings=wanted.wordings,
+            plain=wanted.plain,
         )
         with commands.progress_bar() as bar:
             task = bar.add_task(wanted.name, total=wanted.count)

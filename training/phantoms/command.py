@@ -30,6 +30,7 @@ def phantoms(
     wordings: Annotated[
         int, typer.Option(min=1, max=MOST_WORDINGS, help="Reports of each phantom, in other words.")
     ] = 1,
+    plain: Annotated[bool, typer.Option("--plain", help="One phrase for each thing that is said.")] = False,
     processes: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
     sheet: Annotated[
         Path | None, typer.Option(help="Draw a contact sheet of the first phantoms to this picture.")
@@ -54,7 +55,7 @@ def phantoms(
         write_sheet(drawn, sheet)
         NOTES.print(f"{len(drawn)} phantoms drawn in {sheet}")
     if out is not None:
-        _generate(Order(out, count, seed, full, image_format, labels, split, wordings), processes)
+        _generate(Order(out, count, seed, full, image_format, labels, split, wordings, plain), processes)
 
 
 def _generate(order: Order, processes: int | None) -> None:

@@ -59,6 +59,8 @@ class Order:
     split: Split = Split.TRAIN
     wordings: int = 1
     """Reports written of each phantom, in other words and to other questions: rows of the manifest that share an image."""
+    plain: bool = False
+    """Plain words throughout: what varies from report to report is then what the image shows."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.count <= SEEDS_A_SET:
@@ -87,7 +89,9 @@ def asked(case: Case, wording: int) -> tuple[str, tuple[Region, ...]]:
     return f"{SERVED_PROMPT} Report on the {region.value} only.", (region,)
 
 
-def manifest_row(case: Case, name: str, image: str | None, split: str, wording: int = 0) -> dict[str, Any]:
+def manifest_row(
+    case: Case, name: str, image: str | None, split: str, wording: int = 0, plain: bool = False
+) -> dict[str, Any]:
     """One line of the manifest: image, prompt, answer, structured labels, ids of patient and study."""
     prompt, regions = asked(case, wording)
     whole = regions == case.scan.regions
@@ -96,7 +100,7 @@ def manifest_row(case: Case, name: str, image: str | None, split: str, wording: 
         "id": f"{name}_{wording}" if wording else name,
         "image": image,
         "prompt": prompt,
-        "answer": report.write(case, None if whole else regions, wording),
+        "answer": report.write(case, None if whole else regions, None if plain else wording),
         "labels": [finding.to_dict() for finding in told],
         "regions": [region.value for region in regions],
         "patient": dicom.patient_id(case),
@@ -154,7 +158,9 @@ def make_one(order: Order, number: int) -> None:
     name = order.name(number)
     case = draw_case(order.seed * SEEDS_A_SET + number, full=order.full)
     image = _write_images(order, name, case)
-    wordings = [manifest_row(case, name, image, order.split.value, wording) for wording in range(order.wordings)]
+    wordings = [
+        manifest_row(case, name, image, order.split.value, wording, order.plain) for wording in range(order.wordings)
+    ]
     rows = order.folder / "rows"
     rows.mkdir(parents=True, exist_ok=True)
     unfinished = rows / f".{name}.part"
@@ -175,6 +181,7 @@ def _same_order(order: Order) -> None:
         "labels": order.labels,
         "split": order.split.value,
         "wordings": order.wordings,
+        "plain": order.plain,
     }
     if kept.exists():
         found = json.loads(kept.read_text(encoding="utf-8"))

@@ -56,25 +56,32 @@ def region_of(finding: Finding, scanned: Iterable[Region]) -> Region:
 
 
 class Writer:
-    """Chooses wordings with one stream of random numbers and fills them in."""
+    """Chooses wordings with one stream of random numbers, or, without one, always the first, and fills them in."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng: np.random.Generator | None) -> None:
         self.rng = rng
+
+    def pick(self, count: int) -> int:
+        """A number below `count`; 0 in plain words."""
+        return 0 if self.rng is None else int(self.rng.integers(count))
+
+    def happens(self, share: float) -> bool:
+        """Whether an optional turn is taken; never in plain words."""
+        return self.rng is not None and bool(self.rng.random() < share)
 
     def choose(self, wordings: tuple[str, ...]) -> str:
         """One wording with its bracketed choices made."""
-        chosen = wordings[int(self.rng.integers(len(wordings)))]
+        chosen = wordings[self.pick(len(wordings))]
         while match := CHOICE.search(chosen):
             options = match[1].split("|")
-            option = options[int(self.rng.integers(len(options)))]
-            chosen = chosen[: match.start()] + option + chosen[match.end() :]
+            chosen = chosen[: match.start()] + options[self.pick(len(options))] + chosen[match.end() :]
         return chosen
 
     def size(self, size_mm: int | None) -> str:
         """A size in millimetres or centimetres, both exact."""
         if size_mm is None:
             return ""
-        return f"{size_mm / 10:.1f} cm" if self.rng.random() < 0.3 else f"{size_mm} mm"
+        return f"{size_mm / 10:.1f} cm" if self.happens(0.3) else f"{size_mm} mm"
 
     def sentence(self, wordings: tuple[str, ...], finding: Finding, other: Finding | None = None) -> str:
         """A sentence about a finding (and the same kind on the other side)."""
@@ -101,7 +108,7 @@ def _region_sentences(writer: Writer, region: Region, findings: list[Finding]) -
         found = {finding.kind for finding in present}
         absent = [kind for kind in kinds if kind not in found and kind in phrases.ABSENT]
         for kind in absent:
-            if writer.rng.random() < ABSENCE_SHARE:
+            if writer.happens(ABSENCE_SHARE):
                 sentences.append(writer.choose(phrases.ABSENT[kind]))
     return tuple(sentences)
 
@@ -114,7 +121,7 @@ def _present(writer: Writer, present: list[Finding]) -> list[str]:
             continue
         other = next((f for f in present if f.kind is finding.kind and f.side is Side.LEFT), None)
         shared = finding.side is Side.RIGHT and finding.kind in phrases.BILATERAL and other is not None
-        if shared and other is not None and writer.rng.random() < BOTH_IN_ONE:
+        if shared and other is not None and writer.happens(BOTH_IN_ONE):
             sentences.append(writer.sentence(phrases.BILATERAL[finding.kind], finding, other))
             told.add(other.key)
         else:
@@ -123,11 +130,11 @@ def _present(writer: Writer, present: list[Finding]) -> list[str]:
     return sentences
 
 
-def compose(case: Case, regions: tuple[Region, ...] | None = None, wording: int = 0) -> Text:
+def compose(case: Case, regions: tuple[Region, ...] | None = None, wording: int | None = 0) -> Text:
     """The report of a case in parts, of all its regions or of some.
 
     The words depend on the seed, the regions asked for, so that a report by region reads as one piece, and the number of the
-    wording: the same truth in other words.
+    wording: the same truth in other words. Without a number the words are plain: one phrase for each thing that is said.
 
     Raises ValueError for a region that was not scanned.
     """
@@ -136,8 +143,10 @@ def compose(case: Case, regions: tuple[Region, ...] | None = None, wording: int 
     if missing:
         raise ValueError(f"the scan does not show {', '.join(missing)}; it shows {', '.join(case.scan.regions)}")
     asked = [list(Region).index(region) for region in wanted] if regions is not None else []
-    stream = WORDING_STREAM + wording
-    writer = Writer(np.random.default_rng([case.seed, stream, int(case.full), *asked]))
+    rng = None
+    if wording is not None:
+        rng = np.random.default_rng([case.seed, WORDING_STREAM + wording, int(case.full), *asked])
+    writer = Writer(rng)
     by_region = {region: [f for f in case.findings if region_of(f, case.scan.regions) is region] for region in wanted}
     findings = tuple((region, _region_sentences(writer, region, by_region[region])) for region in wanted)
     told = [finding for region in wanted for finding in by_region[region]]
@@ -148,7 +157,7 @@ def compose(case: Case, regions: tuple[Region, ...] | None = None, wording: int 
     return Text(findings, tuple(writer.sentence(phrases.IN_SHORT[finding.kind], finding) for finding in told))
 
 
-def write(case: Case, regions: tuple[Region, ...] | None = None, wording: int = 0) -> str:
+def write(case: Case, regions: tuple[Region, ...] | None = None, wording: int | None = 0) -> str:
     """The report of a case as text: `FINDINGS:`, a line a region, `IMPRESSION:`, a line; `wording` chooses the words.
 
     Raises ValueError for a region that was not scanned.

@@ -61,6 +61,16 @@ def test_other_wordings_of_a_case_tell_the_same_truth_in_other_words() -> None:
         )
 
 
+def test_plain_words_tell_the_same_truth_and_differ_by_the_truth_alone() -> None:
+    normal = set()
+    for case in map(draw_case, range(200)):
+        text = report.write(case, wording=None)
+        assert [plain(f) for f in labeler.read(text).findings] == [plain(f) for f in case.findings], text
+        if not case.findings:
+            normal.add((case.scan.regions, text))
+    assert len(normal) == len({regions for regions, _ in normal})
+
+
 def test_a_normal_report_has_no_number_and_no_comparison() -> None:
     for case in map(draw_case, range(300)):
         text = report.write(case).lower()
