@@ -24,7 +24,9 @@ def main() -> None:
             contrast,
             evaluation_commands,
             floors_command,
+            novelty,
             phantom_model,
+            ship,
             smoke,
             synthesize_command,
             tokenizer_stage,
@@ -35,6 +37,8 @@ def main() -> None:
         app.command()(contrast.contrast)
         app.command()(tokenizer_stage.tokenizer)
         app.command()(floors_command.floors)
+        app.command()(novelty.novelty)
+        app.command()(ship.ship)
         app.command()(smoke.smoke)
         app.command("mu2-phantom")(phantom_model.mu2_phantom)
         app.command()(ablate.ablate)

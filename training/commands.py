@@ -131,6 +131,7 @@ def volume_source(folder: Path, cache: Path, paths: list[str], cached_tokens: bo
     if not cached_tokens:
         return VolumeSource(volumes)
     model = Mu2ForConditionalGeneration.from_pretrained(folder).eval()
+    model.model.vision_tower.float()  # weights that were stored in half precision are run in whole
     tokens = TokenCache(cache / "tokens", volumes, model)
     NOTES.print(f"{tokens.fill(paths, model)} volumes encoded by the tower, the others were stored")
     return VolumeSource(volumes, tokens)

@@ -38,7 +38,9 @@ class Drafter:
         max_new_tokens: int | None = None,
         device: str = "cpu",
     ):
-        self.model = Mu2ForConditionalGeneration.from_pretrained(folder).eval().to(device)
+        # As the worker loads it: half precision is for accelerators.
+        dtype = "float32" if device == "cpu" else "auto"
+        self.model = Mu2ForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval().to(device)
         self.processor = Mu2Processor.from_pretrained(folder)
         self.source = source(self.model, self.processor)
         self.settings = settings or SETTINGS["greedy"]

@@ -4,13 +4,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mu2_model.novelty import Novelty
 from training.provenance import read_provenance
 
 SCORES_FILE = "evaluation.json"
+LEARNED_FROM = {
+    "nothing": "Its language was trained on nothing yet: its text is random.",
+    "phantoms": "Trained on PhantomCT phantoms only, synthetic CTs of a procedural generator; it has never seen a patient.",
+    "patients": "Trained on the data named below.",
+}
+"""By `trained_on` of the config."""
 LIMITS = (
-    "Trained on PhantomCT, a procedural phantom generator, or on the data named below. Scores on phantoms say whether the "
-    "system learns; they say nothing about patients. Every draft is machine-written, needs a radiologist's reading and "
-    "signature, and is not for clinical use without local approval."
+    "Scores on phantoms say whether the system learns; they say nothing about patients. Every draft is machine-written, needs "
+    "a radiologist's reading and signature, and is not for clinical use without local approval."
 )
 SHOWN_SCORES = (
     "cases",
@@ -41,17 +47,32 @@ def card(folder: Path) -> str:
         "tags: [computed-tomography, radiology-report]",
         "---",
     ]
-    lines += [f"# {name}", "", "A μ²LLM checkpoint: a CT volume and a question in, a draft report out.", "", LIMITS, ""]
+    lines += [f"# {name}", "", "A μ²LLM checkpoint: a CT volume and a question in, a draft report out.", ""]
+    lines += [f"{LEARNED_FROM[config.get('trained_on', 'nothing')]} {LIMITS}", ""]
     if run:
         lines += ["## Made by", "", "| stage | cases | seed | manifest (SHA-256) | code |", "|---|---|---|---|---|"]
         for stage in [*run.get("before", []), run]:
             row = (stage["stage"], stage["cases"], stage["seed"], stage["manifest_sha256"][:12], stage["revision"][:12])
             lines.append("| " + " | ".join(str(value) for value in row) + " |")
         lines += ["", "Settings and package versions of every stage are in `training_run.json`.", ""]
+    known = Novelty.load(folder, config["vision_config"]["hidden_size"])
+    if known is not None:
+        lines += _novelty(known)
     scores = folder / SCORES_FILE
     if scores.is_file():
         lines += _scores(json.loads(scores.read_text(encoding="utf-8")))
     return "\n".join(lines)
+
+
+def _novelty(known: Novelty) -> list[str]:
+    return [
+        "## Unlike its training data",
+        "",
+        "A CT unlike those it was trained on is drafted and flagged, by the distance of its tower tokens to those of "
+        f"{known.fitted} training volumes. The threshold was set on {known.calibrated} other volumes; of {known.checked} more "
+        f"{known.false_alarms:.1%} are flagged though they are of the same kind. A rare disease in an ordinary CT is not told.",
+        "",
+    ]
 
 
 def _scores(told: dict[str, Any]) -> list[str]:

@@ -94,5 +94,7 @@ def read_pairs(path: Path) -> list[PreferencePair]:
         scores = (float(row.get("chosen_score", 1.0)), float(row.get("rejected_score", 0.0)))
         image = str((path.parent / known.pop("image")).resolve())
         source = str(row.get("source", ""))
-        pairs.append(PreferencePair(**known, image=image, chosen_score=scores[0], rejected_score=scores[1], source=source))
+        pairs.append(
+            PreferencePair(**known, image=image, chosen_score=scores[0], rejected_score=scores[1], source=source)
+        )
     return pairs
