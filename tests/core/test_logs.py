@@ -75,10 +75,14 @@ def test_field_that_is_not_on_the_list_is_dropped(lines: Lines) -> None:
 
 
 @pytest.mark.parametrize("field", sorted(set(logs.FIELDS) - SETTINGS_NAME_IT))
-def test_no_field_that_code_fills_takes_a_plain_name(lines: Lines, field: str) -> None:
-    for value in (NAME, NAME.lower(), [NAME], {"name": NAME}, NAME.encode(), f"the patient {NAME} is unknown"):
+def test_no_field_that_code_fills_takes_a_plain_name(
+    lines: Lines, field: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    values = (NAME, NAME.lower(), [NAME], {"name": NAME}, {NAME}, NAME.encode(), f"the patient {NAME} is unknown")
+    for value in values:
         log().info("stored", **{field: value})
-    assert NAME.lower() not in json.dumps(lines()).lower()
+    assert [line["event"] for line in lines()] == ["stored"] * len(values)
+    assert NAME.lower() not in (json.dumps(lines()) + "".join(capfd.readouterr())).lower()
 
 
 @pytest.mark.parametrize("field", sorted(SETTINGS_NAME_IT))
@@ -86,6 +90,21 @@ def test_no_field_that_code_fills_takes_a_plain_name(lines: Lines, field: str) -
 def test_no_name_of_the_settings_takes_a_sentence(lines: Lines, field: str, value: object) -> None:
     log().info("stored", **{field: value})
     assert "left out" in lines()[0][field]
+
+
+class Unspeakable:
+    """An object that fails when it is looked at."""
+
+    def __str__(self) -> str:
+        raise LookupError(NAME)
+
+
+def test_line_that_cannot_be_written_is_lost_without_its_fields(
+    lines: Lines, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log().error("stored", study_id=Unspeakable(), patient_name=NAME)
+    assert lines() == [{"event": "line_lost", "error": "LookupError", "level": "error"}]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_instance_uid_is_left_out(lines: Lines) -> None:

@@ -10,12 +10,14 @@ found by the id in the log.
 
 import errno
 import ipaddress
+import json
 import logging
 import re
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from enum import Enum
 from functools import lru_cache
 from typing import Any, TextIO
@@ -54,7 +56,7 @@ def _word(value: Any) -> Any:
         return [_word(one) for one in value]
     if isinstance(value, Enum):
         return value.value if isinstance(value.value, str) else value.name
-    return value if value in WORDS else _left_out(value)
+    return value if isinstance(value, str) and value in WORDS else _left_out(value)
 
 
 def _error_name(value: Any) -> Any:
@@ -84,6 +86,10 @@ def _matching(pattern: re.Pattern[str]) -> Callable[[Any], Any]:
     return keep
 
 
+def _is_logger(value: Any) -> bool:
+    return isinstance(value, str) and value in logging.root.manager.loggerDict
+
+
 def _left_out(value: Any) -> str | None:
     return None if value is None else f"<{type(value).__name__} left out>"
 
@@ -99,9 +105,9 @@ FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "device": _matching(_DEVICE),
     "error": _error_name,
     "reason": _reason,
-    "level": lambda value: value if value in _LEVELS else _left_out(value),
+    "level": lambda value: value if isinstance(value, str) and value in _LEVELS else _left_out(value),
     "timestamp": _matching(_TIME),
-    "logger": lambda value: value if value in logging.root.manager.loggerDict else _left_out(value),
+    "logger": lambda value: value if _is_logger(value) else _left_out(value),
 }
 """The names a line may carry, and what of a value is written: never anything that a sender could choose."""
 
@@ -119,7 +125,7 @@ def configure(service: str, level: str = "info", stream: TextIO | None = None) -
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = _Handler(stream or sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[_reduce_foreign, *shared],
@@ -140,6 +146,21 @@ def configure(service: str, level: str = "info", stream: TextIO | None = None) -
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda died: log_uncaught(died.exc_value)
     sys.unraisablehook = lambda lost: log_uncaught(lost.exc_value)
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Says of a line that could not be written why; Python's own handler would print the line with all its fields."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Writes the class of the error, when the stream takes at least that."""
+        error = sys.exc_info()[0]
+        lost = {
+            "event": "line_lost",
+            "error": error.__name__ if error else "unknown",
+            "level": record.levelname.lower(),
+        }
+        with suppress(OSError, ValueError):
+            self.stream.write(json.dumps(lost) + self.terminator)
 
 
 def bind(**fields: str | int) -> None:
