@@ -4,8 +4,8 @@ A PACS that merges a patient or mends an accession number sends the study again 
 may touch is named here; everything else, the pixels foremost, must be equal byte for byte. Then the newer header counts
 and the earlier object stays aside. Whatever differs more remains a conflict for a person.
 
-A header that was superseded counts again only from the sender of the present one, who took his correction back; from
-another it is an old copy that a scanner sends once more.
+A header that was superseded counts again only from the sender of the present one, or from who corrected the study last: he
+took his correction back, or made it once more. From another it is an old copy that a scanner sends again.
 
 Not covered: a header corrected and encoded anew at once (kept aside as a variant), objects with more than 16 MiB before
 their pixels, and what retention has removed.
@@ -13,7 +13,10 @@ their pixels, and what retention has removed.
 
 import hashlib
 import struct
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from dicom_listener import elements, part10
 from dicom_listener.elements import HeadTooShortError
@@ -34,6 +37,8 @@ _ABOUT_THE_PICTURE = frozenset(
 _BEFORE_PIXELS = 0x7FE00007
 _BLOCK_BYTES = 1 << 20
 
+T = TypeVar("T")
+
 
 class Corrections:
     """Decides about instances whose UID is taken. Safe for threads."""
@@ -47,22 +52,39 @@ class Corrections:
 
         Run again after a crash in between, it finishes what was begun.
         """
-        if recorded.disposition is Disposition.KEPT:
+        if recorded.disposition is Disposition.KEPT or recorded.duplicate:
             return recorded
-        with self._database.read() as session:
-            kept = corrected_headers.rival(session, arrival)
-        if kept is None or not self._corrects(arrival, kept, seen_before=recorded.disposition is Disposition.VARIANT):
-            return recorded
-        return self._database.run(lambda session: corrected_headers.apply(session, arrival, kept)) or recorded
+        seen_before = recorded.disposition is Disposition.VARIANT
+        while True:
+            with self._database.read() as session:
+                kept = corrected_headers.rival(session, arrival)
+                corrector = corrected_headers.corrector(session, arrival) if kept and seen_before else ""
+            if kept is None or (seen_before and not self._may_take_back(arrival, kept, corrector)):
+                return recorded
+            if not self._same_picture(arrival, kept):
+                return recorded
+            settled = self._database.run(partial(corrected_headers.apply, arrival=arrival, kept_path=kept))
+            if settled is not None:
+                return settled  # otherwise another correction came first: this one is held against that
 
-    def _corrects(self, arrival: Arrival, kept: str, *, seen_before: bool) -> bool:
-        earlier, later = self._store.path(kept), self._store.path(arrival.path)
+    def _may_take_back(self, arrival: Arrival, kept: str, corrector: str) -> bool:
+        """Whether the sender brought the header that counts now, for the first time or once more."""
+        if arrival.calling_ae == corrector:
+            return True
+        held = self._read(lambda: part10.read_file(self._store.path(kept)))
+        return held is not None and held.source_ae_title == arrival.calling_ae.strip()
+
+    def _same_picture(self, arrival: Arrival, kept: str) -> bool:
+        earlier = self._read(lambda: picture(self._store.path(kept)))
+        return earlier is not None and earlier == self._read(lambda: picture(self._store.path(arrival.path)))
+
+    @staticmethod
+    def _read(read: Callable[[], T]) -> T | None:
+        """None for an object that cannot be taken apart, or is gone: with what is not there nothing can be compared."""
         try:
-            if seen_before and part10.read_file(earlier).source_ae_title != arrival.calling_ae.strip():
-                return False
-            return picture(earlier) == picture(later)
-        except InvalidObjectError:
-            return False
+            return read()
+        except (InvalidObjectError, FileNotFoundError):
+            return None
         except OSError as error:
             raise StoreUnavailableError("a stored object cannot be read; look at the store's disk") from error
 

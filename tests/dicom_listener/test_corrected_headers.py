@@ -101,6 +101,41 @@ def test_old_copy_from_another_sender_changes_nothing_and_the_corrector_may_take
     assert dispositions(running) == [KEPT, VARIANT]
 
 
+def test_correction_that_was_taken_back_may_be_made_once_more(running: Running) -> None:
+    first = ct()
+    corrected = again(first, PatientName="ROE^MARY")
+    send(running.port, [first], calling="SCANNER")
+    send(running.port, [corrected, first, corrected], calling="PACS")
+    assert running.sent.studies()[0].patient_name == "ROE^MARY"
+    assert send(running.port, [first], calling="SCANNER") == [Status.SUCCESS]
+    assert running.sent.studies()[0].patient_name == "ROE^MARY"
+
+
+def test_study_whose_every_instance_loses_its_patient_names_none(running: Running) -> None:
+    study = generate_uid()
+    images = [ct(study, PatientID="MRN-1") for _ in range(2)]
+    nobody = [again(image, PatientID="", PatientName="UNKNOWN") for image in images]
+    send(running.port, [*images, nobody[0]])
+    assert running.sent.studies()[0].patient_identifier == "MRN-1"  # the other instance says so
+    send(running.port, [nobody[1]])
+    (row,) = running.sent.studies()
+    assert (row.patient_identifier, row.patient_name) == ("", "UNKNOWN")
+
+
+def test_accession_is_corrected_without_a_patient_id(running: Running) -> None:
+    first = ct(PatientID="", AccessionNumber="A-1")
+    send(running.port, [first, again(first, AccessionNumber="A-2")])
+    assert running.sent.studies()[0].accession == "A-2"
+
+
+def test_object_whose_earlier_file_is_gone_is_stored_with_an_alarm(running: Running) -> None:
+    first = ct()
+    send(running.port, [first])
+    (running.sent.root / running.sent.instances()[0].path).unlink()
+    assert send(running.port, [again(first, PatientName="ROE^MARY")]) == [Status.SUCCESS]
+    assert dispositions(running) == [KEPT, CONFLICT]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
