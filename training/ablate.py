@@ -18,7 +18,7 @@ from mu2_model.configuration_mu2 import ABLATIONS
 from training import commands, evaluation_commands, tables, tokenizer_stage
 from training.data import read_manifests
 from training.model_card import SCORES_FILE
-from training.phantom_model import DPO_RATE, SFT_RATE, TOKENIZER_RATE
+from training.phantom_model import DPO_RATE, TEXT_RATE, TOKENIZER_RATE
 from training.pipeline import take_tower, unless_there
 from training.recipes import RECIPES, make_initial, write_json
 
@@ -94,7 +94,7 @@ def run_arm(
             ),
         )
         unless_there(
-            sft, lambda: commands.sft_command(read, data, sft, lr=SFT_RATE, epochs=options["sft_epochs"], **tuned)
+            sft, lambda: commands.sft_command(read, data, sft, lr=TEXT_RATE, epochs=options["sft_epochs"], **tuned)
         )
     evaluation_commands.evaluate_command(held_out, [model], folder / "scores", **shared)
     return dict(json.loads(result.read_text(encoding="utf-8")))

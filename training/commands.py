@@ -38,6 +38,10 @@ Config = Annotated[str, typer.Option("--config", help="Config file, or the name 
 Check = Annotated[bool, typer.Option("--check", help="Build the arguments, estimate the memory, train nothing.")]
 Lora = Annotated[int | None, typer.Option(min=1, help="Rank of LoRA on the decoder; all weights learn without it.")]
 CachedTokens = Annotated[bool, typer.Option("--cached-tokens", help="Freeze the tower, train on its stored tokens.")]
+Freeze = Annotated[
+    list[str] | None,
+    typer.Option("--freeze", help="Part that stays as it is: projector, visual_tokenizer, language_model."),
+]
 Rate = Annotated[float | None, typer.Option("--lr", help="Learning rate; the stage's default otherwise.")]
 Epochs = Annotated[float | None, typer.Option(help="Epochs; the stage's default otherwise.")]
 Batch = Annotated[int | None, typer.Option(help="Batch of one device.")]
@@ -171,7 +175,7 @@ def _sft(stage: str, options: dict[str, Any]) -> None:
         per_device_train_batch_size=options["batch"],
         seed=options["seed"],
     )
-    frozen = sft.FROZEN[stage] + (("vision_tower",) if options["cached_tokens"] else ())
+    frozen = (*sft.FROZEN[stage], *(options["freeze"] or ()), *(("vision_tower",) if options["cached_tokens"] else ()))
     if options["check"]:
         report_check(stage, options["model"], run, arguments, frozen, options["lora"])
         return
@@ -200,7 +204,7 @@ def sft_align(
     check: Check = False,
 ) -> None:
     """Teach projector and μ² tokenizer; vision tower and language model stay as they are."""
-    _sft("sft-align", {**locals(), "lora": None})
+    _sft("sft-align", {**locals(), "lora": None, "freeze": None})
 
 
 def sft_command(
@@ -211,6 +215,7 @@ def sft_command(
     cache: Cache = DEFAULT_CACHE,
     cached_tokens: CachedTokens = False,
     lora: Lora = None,
+    freeze: Freeze = None,
     lr: Rate = None,
     epochs: Epochs = None,
     batch: Batch = None,

@@ -21,8 +21,10 @@ from training.readout import readout_command
 
 SETS = {"train": (1, Split.TRAIN), "validation": (2, Split.VALIDATION), "held_out": (3, Split.TEST)}
 """Seeds: preferences are drafted on the validation set; the held-out set is looked at once, by `evaluate`."""
-VISION_RATE, TOKENIZER_RATE, SFT_RATE, DPO_RATE = 1e-3, 1e-3, 1e-3, 2e-5
+VISION_RATE, TOKENIZER_RATE, TEXT_RATE, SFT_RATE, DPO_RATE = 1e-3, 1e-3, 1e-3, 3e-4, 2e-5
 """Far above the defaults of fine-tuning: this small model starts from nothing."""
+READERS = ["projector", "visual_tokenizer"]
+"""Frozen while the language model learns its words, which the tokenizer's questions are made of, and then to read the queries."""
 VISION_BATCH = 8
 TRAIN_ROWS = (4, True)
 """Reports of each training phantom (two of the whole scan, two of single regions), in plain words: the choice between phrases
@@ -31,18 +33,20 @@ costs a small model more than the findings do, and it learns them last."""
 
 def mu2_phantom(
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/phantom"),
-    train: Annotated[int, typer.Option(min=8, help="Phantoms to train on.")] = 3000,
-    validation: Annotated[int, typer.Option(min=8, help="Phantoms to watch, and to draft preferences on.")] = 400,
+    train: Annotated[int, typer.Option(min=8, help="Phantoms to train on.")] = 1400,
+    validation: Annotated[int, typer.Option(min=8, help="Phantoms to watch, and to draft preferences on.")] = 200,
     held_out: Annotated[int, typer.Option(min=8, help="Phantoms to score on.")] = 500,
-    vision_steps: Annotated[int, typer.Option(min=1)] = 8000,
-    tokenizer_steps: Annotated[int, typer.Option(min=1)] = 3000,
-    sft_epochs: Annotated[float, typer.Option()] = 3,
+    vision_steps: Annotated[int, typer.Option(min=1)] = 6000,
+    tokenizer_steps: Annotated[int, typer.Option(min=1)] = 1300,
+    words_epochs: Annotated[float, typer.Option()] = 0.7,
+    reader_epochs: Annotated[float, typer.Option()] = 2,
+    sft_epochs: Annotated[float, typer.Option()] = 1,
     dpo_epochs: Annotated[float, typer.Option()] = 2,
     recipe: Annotated[str, typer.Option(help="Sizes.")] = "phantom",
     seed: commands.Seed = 0,
     threads: commands.Threads = None,
 ) -> None:
-    """Make mu2-phantom: phantoms, tower, read-out, tokenizer, SFT, preferences, DPO, evaluation against SFT."""
+    """Make mu2-phantom: phantoms, tower, read-out, words, tokenizer, SFT, preferences, DPO, evaluation against SFT."""
     counts = {"train": train, "validation": validation, "held_out": held_out}
     sets = tuple(
         PhantomSet(name, number, counts[name], split, *(TRAIN_ROWS if name == "train" else ()))
@@ -75,17 +79,23 @@ def mu2_phantom(
     unless_there(
         out, lambda: readout_command(vision, learn, watch, out / "readout.json", cache, threads), "readout.json"
     )
+    words = stage(
+        "words", commands.sft_command, vision, learn, freeze=READERS, lr=TEXT_RATE, epochs=words_epochs, **tuned
+    )
     read = stage(
         "tokenizer",
         tokenizer_stage.tokenizer,
-        vision,
+        words,
         [*learn, *watch],
         steps=tokenizer_steps,
         lr=TOKENIZER_RATE,
         bf16=True,
         **trained,
     )
-    sft = stage("sft", commands.sft_command, read, learn, lr=SFT_RATE, epochs=sft_epochs, **tuned)
+    reader = stage(
+        "reader", commands.sft_command, read, learn, freeze=READERS, lr=TEXT_RATE, epochs=reader_epochs, **tuned
+    )
+    sft = stage("sft", commands.sft_command, reader, learn, lr=SFT_RATE, epochs=sft_epochs, **tuned)
     pairs = out / "pairs.jsonl"
     unless_there(
         out,
