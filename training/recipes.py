@@ -168,7 +168,6 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, ablati
         ),
         image_token_id=image_token_id,
         model_name=recipe.name,
-        untrained=True,
     )
 
 
