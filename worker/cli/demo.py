@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from worker.core.records import Message, ReportVersion, Study
     from worker.demo.sender import Folder
+    from worker.demo.study import Painted
     from worker.demo.system import System
 
 WIDTH_WITHOUT_TERMINAL = 110
@@ -111,7 +112,7 @@ class _Run:
                 self._line(str(step.status), name + step.note)
                 status.update("" if step.ended else f"{step.status} ...")
 
-    def show(self, truth: list[str]) -> bool:
+    def show(self, truth: "list[Painted] | None") -> bool:
         """Prints what came of every study; says whether each has an acknowledged draft."""
         import sqlalchemy as sa
 
@@ -126,7 +127,7 @@ class _Run:
             shown = [self._show_study(session, row, truth) for row in studies]
         return bool(shown) and all(shown) and len(shown) == len(self._study_uids)
 
-    def _show_study(self, session: "Session", study: "Study", truth: list[str]) -> bool:
+    def _show_study(self, session: "Session", study: "Study", truth: "list[Painted] | None") -> bool:
         from worker.core import reports
         from worker.core.records import MessageState
         from worker.demo import journey
@@ -155,8 +156,7 @@ class _Run:
         for series in (study.choice or {}).get("series", []):
             self._console.print(f"  series {series['series_number']}: {series['reason']}")
 
-    def _print_draft(self, version: "ReportVersion", truth: list[str]) -> None:
-        from rich.table import Table
+    def _print_draft(self, version: "ReportVersion", truth: "list[Painted] | None") -> None:
         from rich.text import Text
 
         from worker.core import reports
@@ -166,15 +166,28 @@ class _Run:
         model = f"{provenance.get('model_name', '?')} {provenance.get('model_version', '')}".strip()
         self._title(f"Draft, version {version.number}, by {model}")
         text = canonical_text(reports.to_sentence(row) for row in version.sentences)
-        if truth:
-            table = Table(padding=(0, 1), expand=False)
-            table.add_column("draft")
-            table.add_column("known truth of this synthetic study")
-            table.add_row(Text(text), Text("\n".join(truth)))
-            self._console.print(table)
-        else:
-            self._console.print(Text(text))
+        self._console.print(Text(text))
         self._console.print(Text(f"\n{DISCLOSURE}"))
+        if truth is not None:
+            self._print_truth(truth, text)
+
+    def _print_truth(self, truth: "list[Painted]", text: str) -> None:
+        from rich.table import Table
+
+        from worker.cli import demo_truth
+
+        self._title("The known truth of this synthetic study beside the draft")
+        rows = demo_truth.compare(truth, text)
+        table = Table("finding", "known truth", "in the draft")
+        for row in rows:
+            table.add_row(row.finding, row.painted, row.drafted)
+        self._console.print(table)
+        named = sum(row.painted != demo_truth.NOT_PAINTED and row.drafted != demo_truth.NOT_NAMED for row in rows)
+        beside = sum(row.painted == demo_truth.NOT_PAINTED for row in rows)
+        self._console.print(
+            f"The draft names {named} of {len(truth)} findings with their side, and {_count_of(beside, 'other')}; "
+            "read from its text by rules."
+        )
 
     def _print_message(self, message: "Message") -> None:
         from rich.text import Text
@@ -202,6 +215,10 @@ class _Run:
     def _title(self, text: str) -> None:
         self._console.print()
         self._console.rule(text, align="left", characters="─")
+
+
+def _count_of(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'s' if number > 1 else ''}"
 
 
 def _count(things: list[str], one: str, many: str) -> str:
