@@ -121,7 +121,7 @@ class Mu2Model(Mu2PreTrainedModel):
     def encode_chunks(self, pixel_values: Tensor, chunk_mask: Tensor | None = None) -> Tensor:
         """Vision tower and projector: (B, C, channels, D, H, W) to (B, C, N, H); empty chunks cost nothing and are 0."""
         batch, chunks = pixel_values.shape[:2]
-        pixel_values = pixel_values.to(self.vision_tower.patch_embedding.weight.dtype)
+        pixel_values = pixel_values.to(self.vision_tower.position_embedding.dtype)
         chunk_mask = self._usable_chunk_mask(chunk_mask)
         if chunk_mask is None:
             return self.projector(self.vision_tower(pixel_values.flatten(0, 1))).unflatten(0, (batch, chunks))
