@@ -41,6 +41,7 @@ def test_every_command_of_a_document_exists_with_its_options(path: Path) -> None
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_setting_of_a_document_exists(path: Path) -> None:
     known = {name for name, *_ in settings_of(Settings)} | {"MU2_CONFIG"}
+    known |= {f"{name}_FILE" for name in known}  # each may stand in a file
     named = set(re.findall(r"MU2_[A-Z]+(?:__[A-Z_]+)?(?!\.\.\.)\b", path.read_text()))
     groups = {name.split("__")[0] for name in known}
     assert {name for name in named if name not in known and name.removesuffix("__") not in groups} == set()
