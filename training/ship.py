@@ -42,6 +42,8 @@ def ship(
         raise typer.BadParameter(
             f"{size / 1e6:.1f} MB are too many for the repository: {LARGEST_BYTES / 1e6:.0f} at most"
         )
+    for file in partial.iterdir():
+        file.chmod(0o644)  # safetensors writes for its owner alone
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
     NOTES.print(f"{out}: {size / 1e6:.1f} MB")
