@@ -16,7 +16,7 @@ from worker.core.settings import Settings, load
 from worker.supervisor import Backoff, Service, ServiceError, Supervisor
 
 QUICK = Backoff(first_seconds=0.05, longest_seconds=0.2, steady_seconds=60.0, most_early_deaths=3)
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0
 
 
 @pytest.fixture

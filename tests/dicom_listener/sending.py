@@ -119,7 +119,7 @@ def data_set_bytes(path: Path) -> bytes:
     return path.read_bytes()[held.offset :]
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     """The condition's value once it is true; fails when that takes longer than `seconds`."""
     limit = time.monotonic() + seconds
     while not (value := condition()):

@@ -111,7 +111,7 @@ def test_peer_that_drips_bytes_ends_at_the_deadline(pair: Pair) -> None:
     theirs.sendall(struct.pack(">BxI", 1, 1000))
 
     def drip() -> None:
-        for _ in range(20):
+        for _ in range(100):
             try:
                 theirs.sendall(b"x")
             except OSError:
@@ -123,7 +123,7 @@ def test_peer_that_drips_bytes_ends_at_the_deadline(pair: Pair) -> None:
     began = time.monotonic()
     with pytest.raises(PeerStalledError):
         stream.request()
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 5  # it would drip for ten
     theirs.close()
     thread.join()
 

@@ -47,7 +47,7 @@ def wait_for_picture(page: Page) -> None:
     page.wait_for_selector("#viewer[data-painted]")
 
 
-def until(page: Page, expression: str, seconds: float = 10.0) -> None:
+def until(page: Page, expression: str, seconds: float = 30.0) -> None:
     """Waits until an expression is true; playwright's own waiting needs `unsafe-eval`, which the page does not allow."""
     deadline = time.monotonic() + seconds
     while not page.evaluate(expression):

@@ -65,7 +65,7 @@ def slice_dataset(study_uid: str, series_uid: str, index: int, *, side: int = 16
     return ds
 
 
-def wait_for(condition: Callable[[], T], seconds: float = 20.0, what: str = "") -> T:
+def wait_for(condition: Callable[[], T], seconds: float = 60.0, what: str = "") -> T:
     """The first true value of `condition`; fails after `seconds`."""
     limit = time.monotonic() + seconds
     while True:
