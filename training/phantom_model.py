@@ -21,7 +21,7 @@ from training.readout import readout_command
 
 SETS = {"train": (1, Split.TRAIN), "validation": (2, Split.VALIDATION), "held_out": (3, Split.TEST)}
 """Seeds: preferences are drafted on the validation set; the held-out set is looked at once, by `evaluate`."""
-VISION_RATE, TOKENIZER_RATE, TEXT_RATE, SFT_RATE, DPO_RATE = 1e-3, 1e-3, 1e-3, 3e-4, 2e-5
+VISION_RATE, TOKENIZER_RATE, TEXT_RATE, SFT_RATE, DPO_RATE = 1e-3, 1e-3, 1e-3, 3e-4, 5e-5
 """Far above the defaults of fine-tuning: this small model starts from nothing."""
 READERS = ["projector", "visual_tokenizer"]
 """Frozen while the language model learns its words, which the tokenizer's questions are made of, and then to read the queries."""
@@ -37,11 +37,11 @@ def mu2_phantom(
     validation: Annotated[int, typer.Option(min=8, help="Phantoms to watch, and to draft preferences on.")] = 200,
     held_out: Annotated[int, typer.Option(min=8, help="Phantoms to score on.")] = 500,
     vision_steps: Annotated[int, typer.Option(min=1)] = 6000,
-    tokenizer_steps: Annotated[int, typer.Option(min=1)] = 1300,
+    tokenizer_steps: Annotated[int, typer.Option(min=1)] = 1000,
     words_epochs: Annotated[float, typer.Option()] = 0.7,
     reader_epochs: Annotated[float, typer.Option()] = 2,
     sft_epochs: Annotated[float, typer.Option()] = 1,
-    dpo_epochs: Annotated[float, typer.Option()] = 2,
+    dpo_epochs: Annotated[float, typer.Option()] = 4,
     recipe: Annotated[str, typer.Option(help="Sizes.")] = "phantom",
     seed: commands.Seed = 0,
     threads: commands.Threads = None,
