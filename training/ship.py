@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from mu2_model import Mu2ForConditionalGeneration, Mu2Processor, novelty, shipped
@@ -30,7 +29,7 @@ def ship(
         raise typer.BadParameter(f"{model} cannot tell CTs unlike its own: run `python -m training novelty` first")
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    loaded.to(torch.bfloat16).save_pretrained(partial)
+    loaded.bfloat16().save_pretrained(partial)
     Mu2Processor.from_pretrained(model).save_pretrained(partial)
     for name in (novelty.FILE, PROVENANCE_FILE, SCORES_FILE):
         if (model / name).is_file():
