@@ -152,7 +152,7 @@ class Mu2Reporter:
             Explained(
                 volume=question.volume + 1,
                 region=question.region,
-                text=sentence.text,
+                text=_without_heading(sentence.text, question.region),
                 heat=evidence.heat,
                 affine=evidence.to_ras,
                 support=evidence.drop,
@@ -186,7 +186,10 @@ class Mu2Reporter:
     def _compose(self, asked: Sequence[Question], drafts: Sequence[Draft]) -> Drafted:
         sentences = [
             Sentence(
-                _SECTIONS.get(s.section, Section.FINDINGS), s.text, confidence=s.confidence, region=question.region
+                _SECTIONS.get(s.section, Section.FINDINGS),
+                _without_heading(s.text, question.region),
+                confidence=s.confidence,
+                region=question.region,
             )
             for question, draft in zip(asked, drafts, strict=True)
             for s in draft.sentences
@@ -329,6 +332,16 @@ def _await(item: _Item) -> Draft:
             item.deadline.check()
         except CancelledError as error:
             raise ModelBusyError("the model was taken away; the study is tried again") from error
+
+
+def _without_heading(text: str, region: str) -> str:
+    """A sentence without the region before it, which the report prints above its sentences.
+
+    >>> _without_heading("Chest: The lungs are clear.", "chest")
+    'The lungs are clear.'
+    """
+    heading = f"{region}:"
+    return text[len(heading) :].lstrip() if region and text.lower().startswith(heading) else text
 
 
 def _is_out_of_memory(error: Exception) -> bool:
