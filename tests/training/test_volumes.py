@@ -7,7 +7,7 @@ import torch
 
 from mu2_model import Mu2ForConditionalGeneration, Mu2ImageProcessor, Mu2Processor
 from training.data import Case
-from training.dense_data import ORGANS, DenseData, augment, positives
+from training.dense_data import DenseData, augment, positives
 from training.dense_labels import cell_fractions
 from training.token_cache import TokenCache
 from training.volumes import BadVolumeError, VolumeCache, read_volume, stack_volumes
@@ -124,11 +124,11 @@ def test_a_labelled_ball_lands_in_the_cells_that_show_it(cases: list[Case], cach
 
 
 def test_every_kind_is_drawn_and_cells_that_are_grazed_do_not_count(cases: list[Case], cache: VolumeCache) -> None:
-    data = DenseData(cases[:4], cache, (4, 8, 8))
+    data = DenseData(cases[:4], cache, (4, 8, 8), cell=(4, 8, 8))
     assert set(data.holding) == {0}
-    pixels, fractions = data.training_batch(8, np.random.default_rng(0))
-    assert pixels.shape == (8, 3, 8, 32, 32)
-    positive, sure = positives(fractions[..., ORGANS:])
+    batch = data.training_batch(8, np.random.default_rng(0))
+    assert batch.pixels.shape == (8, 3, 8, 32, 32)
+    positive, sure = positives(batch.findings)
     assert bool(positive.any(dim=(1, 2)).sum() >= 3)
     assert bool((sure | ~positive).all())
 
