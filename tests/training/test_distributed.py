@@ -56,10 +56,12 @@ def test_two_processes_end_with_the_weights_of_one(
     both = load_file(tmp_path / "model.safetensors")
     start = load_file(world / "init" / "model.safetensors")
     moved = max(float((alone[name] - start[name]).abs().max()) for name in alone)
-    apart = max(float((alone[name] - both[name]).abs().max()) for name in alone)
+    # A bias before a softmax shifts every logit alike and has no gradient: Adam blows up what rounding leaves of it.
+    told = [name for name in alone if not name.endswith(("key.bias", "selection.score.bias"))]
+    apart = max(float((alone[name] - both[name]).abs().max()) for name in told)
     assert set(both) == set(alone)
     assert moved > 1e-3
-    assert apart < 0.02 * moved
+    assert apart < 0.001 * moved
 
 
 CHECKPOINTS = {"num_train_epochs": 10, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 10}
