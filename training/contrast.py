@@ -4,12 +4,11 @@ In a batch every volume must find its own report among all, and every report its
 Shape letters: B volumes, C chunks of a volume, N pooled tokens of a chunk, W vision width, S text tokens.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -23,7 +22,8 @@ from mu2_model import Mu2ForConditionalGeneration, Mu2Processor
 from training.commands import DEFAULT_CACHE, NOTES, Cache, Data, Model, Out, Seed, Threads, progress_bar, use_threads
 from training.data import Case, read_manifests
 from training.provenance import collect
-from training.recipes import STAGES, write_json
+from training.recipes import STAGES
+from training.resumable import Resumable
 from training.volumes import VolumeCache, stack_volumes
 
 TEMPERATURE = 0.07
@@ -32,8 +32,6 @@ LARGEST_SCALE = 100.0
 TEXT_HEADS = 4
 LONGEST_TEXT = 512
 HEAD_FILE = "contrast_head.safetensors"
-STATE_FILE = "contrast_state.pt"
-HISTORY_FILE = "contrast_history.json"
 
 
 class TextTower(nn.Module):
@@ -174,54 +172,18 @@ class ContrastSettings:
     seed: int = 0
 
 
-class ContrastTraining:
+class ContrastTraining(Resumable[ContrastModel, ContrastSettings]):
     """One run; its folder holds the newest state, so that a killed run goes on where it was."""
 
     def __init__(self, model_folder: Path, out: Path, settings: ContrastSettings, device: str = "cpu"):
-        self.out, self.settings, self.device = out, settings, torch.device(device)
-        self.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        self.out, self.device = out, torch.device(device)
         self.mu2 = Mu2ForConditionalGeneration.from_pretrained(model_folder, dtype="float32")
         self.processor = Mu2Processor.from_pretrained(model_folder)
         torch.manual_seed(settings.seed)
-        self.model = ContrastModel(self.mu2).to(self.device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
-        )
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
-        self.step = 0
-        self.history: list[dict[str, Any]] = []
-        self._resume()
-
-    def _rate(self, step: int) -> float:
-        warmup = max(1, int(self.settings.warmup_ratio * self.settings.steps))
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, self.settings.steps - warmup))))
-
-    def _resume(self) -> None:
-        file = self.out / STATE_FILE
-        if not file.is_file():
-            return
-        state = torch.load(file, weights_only=True, map_location=self.device)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.step, self.history = state["step"], json.loads(state["history"])
-
-    def _save(self) -> None:
-        partial = self.out / f"{STATE_FILE}.partial"
-        torch.save(
-            {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "step": self.step,
-                "history": json.dumps(self.history),
-            },
-            partial,
-        )
-        partial.replace(self.out / STATE_FILE)
-        write_json(self.out / HISTORY_FILE, {"settings": asdict(self.settings), "history": self.history})
+        model = ContrastModel(self.mu2).to(self.device)
+        super().__init__("contrast", out, model, model.parameters(), settings)
+        self.resume(self.device)
 
     def _embed(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         given = {name: tensor.to(self.device) for name, tensor in batch.items()}
@@ -234,13 +196,7 @@ class ContrastTraining:
         rows = rng.choice(len(data.images), min(self.settings.batch_size, len(data.images)), replace=False)
         images, texts, same = self._embed(data.batch(rows.tolist()))
         loss = self.model.loss(images, texts, same.float())
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.schedule.step()
-        self.step += 1
-        return float(loss.detach())
+        return self.descend(loss)
 
     @torch.no_grad()
     def score(self, data: ReportData) -> RetrievalScore:
@@ -266,7 +222,7 @@ class ContrastTraining:
                 progress.console.print(f"step {self.step} loss {loss:.3f} {score.line()}")
                 losses = []
             if self.step % self.settings.save_every == 0 or self.step == last:
-                self._save()
+                self.save()
         self.export()
 
     def export(self) -> None:

@@ -5,7 +5,6 @@ token of four hundred: on perfect tokens 700 steps named every ascites and not o
 query tokens names the findings that the question asks for. The head is thrown away; a language model finds the queries in order.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -38,7 +37,7 @@ from training.commands import (
 from training.data import Case, ManifestError, read_manifests
 from training.metrics.findings import Stated, compare, kind_f1, micro_f1, stated
 from training.provenance import collect
-from training.recipes import write_json
+from training.resumable import Resumable
 from training.shared_encoding import encode_shared
 
 LEAST_CASES = 2
@@ -46,8 +45,6 @@ LEAST_CASES = 2
 POSITIVE_WEIGHT = 3.0
 TYPICAL_MM = 20.0
 SIZE_WEIGHT = 0.3
-STATE_FILE = "tokenizer_state.pt"
-HISTORY_FILE = "tokenizer_history.json"
 
 Key = tuple[str, str, str]
 """(type, side, place); an empty place stands for the finding wherever it is."""
@@ -130,58 +127,23 @@ class TokenizerSettings:
     bf16: bool = False
 
 
-class TokenizerTraining:
+class TokenizerTraining(Resumable[TokenizerModel, TokenizerSettings]):
     """One run of the stage; its folder holds the newest state, so that a killed run goes on where it was."""
 
     def __init__(self, model_folder: Path, out: Path, settings: TokenizerSettings, keys: list[Key]):
-        self.out, self.settings, self.keys = out, settings, keys
-        self.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        self.out, self.keys = out, keys
         self.mu2 = Mu2ForConditionalGeneration.from_pretrained(model_folder, dtype="float32")
         self.processor = Mu2Processor.from_pretrained(model_folder)
         torch.manual_seed(settings.seed)
-        self.model = TokenizerModel(self.mu2, len(keys))
+        model = TokenizerModel(self.mu2, len(keys))
         self.mu2.model.vision_tower.requires_grad_(False)
         learned = [*self.mu2.model.projector.parameters(), *self.mu2.model.visual_tokenizer.parameters()]
         # The question's embeddings are read by the aggregator and belong to the language model, which has not begun.
         self.mu2.model.language_model.requires_grad_(False)
-        self.parameters = [*learned, *self.model.norm.parameters(), *self.model.head.parameters()]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
-        )
-        warmup = max(1, int(settings.warmup_ratio * settings.steps))
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda step: min(
-                (step + 1) / warmup,
-                0.5 * (1 + float(np.cos(np.pi * min(1.0, max(0, step - warmup) / max(1, settings.steps - warmup))))),
-            ),
-        )
-        self.step = 0
-        self.history: list[dict[str, Any]] = []
-        self._resume()
-
-    def _resume(self) -> None:
-        file = self.out / STATE_FILE
-        if not file.is_file():
-            return
-        state = torch.load(file, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.step, self.history = state["step"], json.loads(state["history"])
-
-    def _save(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "step": self.step,
-            "history": json.dumps(self.history),
-        }
-        partial = self.out / f"{STATE_FILE}.partial"
-        torch.save(state, partial)
-        partial.replace(self.out / STATE_FILE)
-        write_json(self.out / HISTORY_FILE, {"settings": asdict(self.settings), "history": self.history})
+        learned += [*model.norm.parameters(), *model.head.parameters()]
+        super().__init__("tokenizer", out, model, learned, settings)
+        self.resume()
 
     def precision(self) -> torch.autocast:
         """The context that the model runs in."""
@@ -194,13 +156,7 @@ class TokenizerTraining:
         picked = [cases[int(index)] for index in rng.choice(len(cases), count, replace=False)]
         with self.precision():
             loss = self.model.loss(inputs_of(picked, collate), targets_of(picked, self.keys))
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        self.schedule.step()
-        self.step += 1
-        return float(loss.detach())
+        return self.descend(loss)
 
     @torch.no_grad()
     def score(self, cases: Sequence[Case], collate: Mu2Collator) -> dict[str, Any]:
@@ -241,7 +197,7 @@ class TokenizerTraining:
                 )
                 progress.console.print(told)
                 losses = []
-                self._save()
+                self.save()
         self.mu2.save_pretrained(self.out)
         self.processor.save_pretrained(self.out)
 

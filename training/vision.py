@@ -5,7 +5,6 @@ Dice loss, organs a plain one beside them, chunks are drawn around findings, and
 the loss alone.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from mu2_model.vision_tower import ConvolutionStem, Mu2VisionTower, patch_boxes
 from training.data import Case
 from training.dense_data import FINDINGS, ORGANS, DenseBatch, DenseData, positives
 from training.phantoms.vocabulary import FINDING_LABELS
-from training.recipes import STAGES, write_json
+from training.recipes import STAGES
+from training.resumable import Resumable
 from training.volumes import VolumeCache
 
 FOCAL_GAMMA = 2.0
@@ -33,8 +33,6 @@ POSITIVE_WEIGHT = 4.0
 LEAST_CELLS = 4.0
 """A kind with fewer cells in a batch, or none, weighs as if it had these."""
 HEAD_FILE = "dense_head.safetensors"
-STATE_FILE = "vision_state.pt"
-HISTORY_FILE = "vision_history.json"
 
 
 @dataclass(frozen=True)
@@ -188,12 +186,12 @@ class VisionSettings:
     """Run tower and heads in bfloat16, weights stay float32: half the time on a processor that has it."""
 
 
-class VisionTraining:
+class VisionTraining(Resumable[DenseModel, VisionSettings]):
     """One run of the vision stage; its folder holds the newest state, so that a killed run goes on where it was."""
 
     def __init__(self, model_folder: Path, out: Path, settings: VisionSettings):
-        self.out, self.settings = out, settings
-        self.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        self.out = out
         self.mu2 = Mu2ForConditionalGeneration.from_pretrained(model_folder)
         self.processor = Mu2Processor.from_pretrained(model_folder)
         vision = self.mu2.config.vision
@@ -201,49 +199,12 @@ class VisionTraining:
         self.cell = vision.level_patch(-2)
         torch.manual_seed(settings.seed)
         box = self.mu2.config.tokenizer.projector_pooling_size
-        self.model = DenseModel(self.mu2.model.vision_tower, vision, box)
+        model = DenseModel(self.mu2.model.vision_tower, vision, box)
         head = model_folder / HEAD_FILE
         if head.is_file():
-            self.model.load_state_dict(load_file(head), strict=False)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
-        )
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
-        self.step = 0
-        self.history: list[dict[str, Any]] = []
-        self._resume()
-
-    def _rate(self, step: int) -> float:
-        warmup = max(1, int(self.settings.warmup_ratio * self.settings.steps))
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + float(np.cos(np.pi * min(1.0, (step - warmup) / max(1, self.settings.steps - warmup)))))
-
-    def _resume(self) -> None:
-        file = self.out / STATE_FILE
-        if not file.is_file():
-            return
-        state = torch.load(file, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.step = state["step"]
-        self.history = json.loads(state["history"])
-
-    def _save(self) -> None:
-        partial = self.out / f"{STATE_FILE}.partial"
-        torch.save(
-            {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "step": self.step,
-                "history": json.dumps(self.history),
-            },
-            partial,
-        )
-        partial.replace(self.out / STATE_FILE)
-        write_json(self.out / HISTORY_FILE, {"settings": asdict(self.settings), "history": self.history})
+            model.load_state_dict(load_file(head), strict=False)
+        super().__init__("vision", out, model, model.parameters(), settings)
+        self.resume()
 
     def precision(self) -> torch.autocast:
         """The context that the model runs in."""
@@ -255,13 +216,7 @@ class VisionTraining:
         batch = data.training_batch(self.settings.batch_size, rng)
         with self.precision():
             loss = dense_loss(self.model, batch)
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.schedule.step()
-        self.step += 1
-        return float(loss.detach())
+        return self.descend(loss)
 
     def run(self, data: DenseData, held_out: DenseData, progress: Progress, stop_at: int | None = None) -> None:
         """Train to the end (or to step `stop_at`), scoring the held-out split and saving on the way."""
@@ -276,9 +231,9 @@ class VisionTraining:
                 self.history.append({"step": self.step, "loss": float(np.mean(losses)), **asdict(score)})
                 progress.console.print(f"step {self.step} loss {np.mean(losses):.3f} {score.line()}")
                 losses = []
-                self._save()
+                self.save()
             elif self.step % self.settings.save_every == 0:
-                self._save()
+                self.save()
         self.export()
 
     def export(self) -> None:

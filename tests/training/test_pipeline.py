@@ -20,7 +20,6 @@ from training.phantoms.generate import Split
 from training.readout import read_out, readout_command
 from training.recipes import make_initial
 from training.vision import (
-    STATE_FILE,
     VisionSettings,
     VisionTraining,
     finding_loss,
@@ -62,7 +61,7 @@ def test_the_vision_stage_changes_the_tower_alone(world: Path, towered: Path) ->
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert all(name.startswith(pipeline.TOWER) for name in moved)
-    assert (towered / STATE_FILE).is_file()
+    assert (towered / "vision_state.pt").is_file()
 
 
 def test_the_tower_learns_a_ball_in_a_minute(world: Path, cases: list[Case], tmp_path: Path) -> None:
@@ -164,4 +163,4 @@ def test_what_a_drafter_loads_is_copied_and_no_trainer_state(towered: Path, tmp_
     pipeline.copy_checkpoint(towered, tmp_path / "shipped")
     names = {file.name for file in (tmp_path / "shipped").iterdir()}
     assert {"config.json", pipeline.WEIGHTS, "tokenizer.json"} <= names
-    assert STATE_FILE not in names
+    assert "vision_state.pt" not in names
