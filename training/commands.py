@@ -182,9 +182,8 @@ def _sft(stage: str, options: dict[str, Any]) -> None:
     cases = read_manifests(options["data"], "train")
     paths = [case.image for case in cases]
     source = volume_source(options["model"], options["cache"], paths, options["cached_tokens"])
-    provenance = collect(
-        stage, options["seed"], cases, run.training | {"lr": arguments.learning_rate}, options["model"]
-    )
+    settings = run.training | {"lr": arguments.learning_rate, "data": [str(path) for path in options["data"]]}
+    provenance = collect(stage, options["seed"], cases, settings, options["model"])
     lora = None if options["lora"] is None else sft.LoraSettings(options["lora"], 2 * options["lora"])
     sft.train_sft(stage, options["model"], cases, source, arguments, provenance, lora=lora, frozen=frozen)
 

@@ -137,6 +137,37 @@ SCORES: dict[str, Callable[[Sequence[ScoredCase]], float | None]] = {
     "ct_label_micro_f1": ct_label_micro_f1,
 }
 """Every score with an interval, by the key it has in the JSON."""
+FINDING_SCORES = (
+    "finding_micro_f1",
+    "finding_macro_f1",
+    "finding_micro_f1_abnormal_only",
+    "side_accuracy",
+    "normal_false_positive_rate",
+    "shuffled_finding_micro_f1",
+)
+"""Scores of whoever names findings and writes no text, as the floors do."""
+
+
+def finding_figures(name: str, cases: Sequence[ScoredCase], resamples: int) -> dict[str, Any]:
+    """The finding scores alone, under the keys that a model's have."""
+    intervals = {key: bootstrap_interval(cases, SCORES[key], resamples) for key in FINDING_SCORES}
+    return {
+        "name": name,
+        "cases": len(cases),
+        **{key: SCORES[key](cases) for key in FINDING_SCORES},
+        **by_kind_and_size(cases),
+        "intervals": {key: interval for key, interval in intervals.items() if interval is not None},
+    }
+
+
+def by_kind_and_size(cases: Sequence[ScoredCase]) -> dict[str, dict[str, Any]]:
+    """F1 of every type, F1 and recall of every band of size."""
+    counts = _counts(cases)
+    return {
+        "finding_f1_by_type": finding_scores.kind_f1(counts),
+        "finding_f1_by_size": finding_scores.f1_by_size(counts),
+        "recall_by_size": finding_scores.recall_by_size(counts),
+    }
 
 
 @dataclass(frozen=True)
@@ -169,8 +200,7 @@ class Evaluation:
             **self.scores(),
             "bleu4": text_scores.bleu4([c.reference for c in self.cases], [c.candidate for c in self.cases]),
             "distinct_report_ratio": len(drafts) / len(self.cases),
-            "finding_f1_by_type": finding_scores.kind_f1(_counts(self.cases)),
-            "recall_by_size": finding_scores.recall_by_size(_counts(self.cases)),
+            **by_kind_and_size(self.cases),
             "ct_label_f1": ct_label_f1(self.cases),
             "intervals": {name: interval for name, interval in intervals.items() if interval is not None},
             "notes": list(self.notes),
@@ -219,7 +249,7 @@ def evaluate(
     said = [tuple(options.read(text)) if options.read else () for text in candidates]
     labels, note = _read_labels([text for _, text, _ in references], candidates, classes, options.classifier)
     notes += note
-    other = _derangement(len(candidates), options.shuffle_seed)
+    other = derangement(len(candidates), options.shuffle_seed)
     cases = []
     for index, ((case_id, reference, truth), candidate) in enumerate(zip(references, candidates, strict=True)):
         known = None if truth is None or options.read is None else tuple(truth)
@@ -264,7 +294,7 @@ def _text_figures(reference: str, candidate: str, use_meteor: bool) -> dict[str,
     return figures
 
 
-def _derangement(count: int, seed: int) -> list[int]:
+def derangement(count: int, seed: int = 0) -> list[int]:
     """For every case another one: a shuffled ring, so that no case meets its own draft (one case alone does)."""
     ring = np.random.default_rng(seed).permutation(count).tolist()
     following = {case: ring[(place + 1) % count] for place, case in enumerate(ring)}

@@ -12,7 +12,7 @@ import typer
 from mu2_model import Mu2ForConditionalGeneration, Mu2Processor
 from mu2_model.decoding import SETTINGS, DecodeSettings
 from mu2_model.shipped import shipped_checkpoint
-from training import tables
+from training import fitted_floors, tables
 from training.collators import VolumeSource
 from training.commands import (
     DEFAULT_CACHE,
@@ -165,6 +165,10 @@ def evaluate_command(
     limit: Limit = None,
     batch: Annotated[int, typer.Option(min=1)] = 16,
     resamples: Annotated[int, typer.Option(min=10, help="Bootstrap resamples.")] = RESAMPLES,
+    train: Annotated[
+        list[Path] | None,
+        typer.Option("--train", help="Manifest to fit the floors on; what the checkpoint remembers without it."),
+    ] = None,
     published: Annotated[str | None, typer.Option(help="CT-RATE, AMOS-MM or Abdomen Atlas 3.0: show its rows.")] = None,
     card: Annotated[bool, typer.Option(help="Write scores and card into the checkpoint folder.")] = False,
     device: Device = "cpu",
@@ -184,7 +188,7 @@ def evaluate_command(
         drafter = Drafter(folder, source_maker(cache, cases, cached_tokens), batch_size=batch, device=device)
         drafted = draft_with_bar(drafter, cases, folder.name)
         result = score_drafts(folder.name, drafted, asked, bert, classifier)
-        told = result.figures(command, resamples)
+        told = result.figures(command, resamples) | floors_beside(folder, train or [], cases, cache, resamples, card)
         results.append(result)
         figures.append(told)
         if card:
@@ -198,6 +202,23 @@ def evaluate_command(
         write_json(out / SCORES_FILE, report["figures"])
         (out / "evaluation.md").write_text(report["markdown"], encoding="utf-8")
     typer.echo(json.dumps(report["figures"], ensure_ascii=False) if as_json else report["markdown"])
+
+
+def floors_beside(
+    folder: Path, train: Sequence[Path], cases: Sequence[Case], cache: Path, resamples: int, keep: bool
+) -> dict[str, Any]:
+    """What stands beside a checkpoint's scores: {"floors": two rows}, or {"floors_missing": why}.
+
+    With `keep` fitted floors are stored in the checkpoint folder.
+    """
+    try:
+        fitted = fitted_floors.find(folder, train, cache)
+        rows = fitted.figures(cases, cache, resamples)
+    except fitted_floors.FloorError as error:
+        return {"floors": [], "floors_missing": str(error)}
+    if keep:
+        fitted.save(folder)
+    return {"floors": rows}
 
 
 def report_of(results: Sequence[Evaluation], figures: list[dict[str, Any]], published: str | None) -> dict[str, Any]:

@@ -2,55 +2,42 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import typer
-from rich.console import Console
-from rich.progress import track
 
-from training import floors as models
-from training.data import Case, read_manifests
-from training.metrics.findings import Stated, stated
-from training.volumes import read_volume
-
-NOTES = Console(stderr=True)
-
-
-def _truths(cases: list[Case]) -> list[list[Stated]]:
-    unknown = [case.case_id for case in cases if case.findings is None]
-    if unknown:
-        raise typer.BadParameter(f"{len(unknown)} cases have no structured truth, {unknown[0]} for one: use phantoms")
-    return [[stated(finding) for finding in case.findings or ()] for case in cases]
-
-
-def _histograms(cases: list[Case], what: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    rows = [models.histogram(np.asarray(read_volume(c.image)[0])) for c in track(cases, what, console=NOTES)]
-    return np.array(rows)
+from training import fitted_floors
+from training.commands import DEFAULT_CACHE, Cache
+from training.data import read_manifests
+from training.metrics.statistics import RESAMPLES
+from training.tables import shown
 
 
 def floors(
     train: Annotated[list[Path], typer.Option("--train", help="Manifest to fit on; give it again for more.")],
     data: Annotated[list[Path], typer.Option("--data", help="Manifest to score on.")],
+    cache: Cache = DEFAULT_CACHE,
+    resamples: Annotated[int, typer.Option(min=10, help="Bootstrap resamples.")] = RESAMPLES,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Score the answer without an image and the logistic model on the HU histogram: what any model must beat."""
     fitted, held_out = read_manifests(train), read_manifests(data)
-    shared = {case.study_id for case in fitted} & {case.study_id for case in held_out}
-    if shared:
-        raise typer.BadParameter(f"{len(shared)} studies are in both sets: score on phantoms of another seed")
-    known, wanted = _truths(fitted), _truths(held_out)
-    text = models.fit_text_only([case.question for case in fitted], known)
-    image = models.fit_histogram_model(_histograms(fitted, "histograms to fit"), known)
-    said = image.predict(_histograms(held_out, "histograms to score"))
+    try:
+        fitted_floors.refuse_shared_studies(fitted, held_out)
+        text_only, histogram = fitted_floors.fit(fitted, cache).figures(held_out, cache, resamples)
+    except fitted_floors.FloorError as error:
+        raise typer.BadParameter(str(error)) from error
     result = {
         "train_cases": len(fitted),
         "cases": len(held_out),
-        "text_only_finding_micro_f1": models.score(wanted, text.predict([case.question for case in held_out])),
-        "histogram_finding_micro_f1": models.score(wanted, said),
+        "text_only_finding_micro_f1": text_only["finding_micro_f1"],
+        "histogram_finding_micro_f1": histogram["finding_micro_f1"],
+        "floors": [text_only, histogram],
     }
     if as_json:
         typer.echo(json.dumps(result))
         return
-    for name, value in result.items():
-        typer.echo(f"{name:30} {value:.3f}" if isinstance(value, float) else f"{name:30} {value}")
+    typer.echo(f"fitted on {len(fitted)} cases, scored on {len(held_out)}; finding_micro_f1 (95 % interval):")
+    for row in (text_only, histogram):
+        interval = row["intervals"].get("finding_micro_f1")
+        typer.echo(f"{row['name']:24} {shown(row['finding_micro_f1'], interval)}")

@@ -76,22 +76,33 @@ def _novelty(known: Novelty) -> list[str]:
 
 
 def _scores(told: dict[str, Any]) -> list[str]:
+    floors: list[dict[str, Any]] = told.get("floors", [])
+    names = "".join(f" {floor['name']} |" for floor in floors)
     lines = [
         "## Scores",
         "",
         f"Printed by `{told['command']}`.",
         "",
-        "| score | value | 95 % interval |",
-        "|---|---|---|",
+        f"| score | value | 95 % interval |{names}",
+        "|---|---|---|" + "---|" * len(floors),
     ]
     intervals = told.get("intervals", {})
     for name in SHOWN_SCORES:
         if told.get(name) is None:
             continue
         low_high = intervals.get(name)
-        shown = f"{told[name]:.3f}" if isinstance(told[name], float) else str(told[name])
-        lines.append(f"| {name} | {shown} | {'' if low_high is None else f'{low_high[0]:.3f} to {low_high[1]:.3f}'} |")
+        interval = "" if low_high is None else f"{low_high[0]:.3f} to {low_high[1]:.3f}"
+        beside = "".join(f" {_shown(floor.get(name))} |" for floor in floors)
+        lines.append(f"| {name} | {_shown(told[name])} | {interval} |{beside}")
+    if told.get("floors_missing"):
+        lines += ["", f"No floors: {told['floors_missing']}."]
     return [*lines, ""]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "—"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def write_card(folder: Path) -> Path:

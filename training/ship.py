@@ -11,6 +11,7 @@ import typer
 
 from mu2_model import Mu2ForConditionalGeneration, Mu2Processor, novelty, shipped
 from training.commands import NOTES, Model
+from training.fitted_floors import FILE as FLOORS_FILE
 from training.model_card import SCORES_FILE, write_card
 from training.provenance import FILE as PROVENANCE_FILE
 
@@ -31,7 +32,7 @@ def ship(
     shutil.rmtree(partial, ignore_errors=True)
     loaded.bfloat16().save_pretrained(partial)
     Mu2Processor.from_pretrained(model).save_pretrained(partial)
-    for name in (novelty.FILE, PROVENANCE_FILE, SCORES_FILE):
+    for name in (novelty.FILE, PROVENANCE_FILE, SCORES_FILE, FLOORS_FILE):
         if (model / name).is_file():
             shutil.copy(model / name, partial / name)
     write_card(partial)

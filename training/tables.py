@@ -44,7 +44,7 @@ PUBLISHED_TABLE_2: dict[str, tuple[float | None, ...]] = {
     "full": (0.279, 0.421, 0.339, 0.249, 0.881),
     "+DPO": (0.336, 0.459, 0.400, None, 0.881),
 }
-GROUPS = ("finding_f1_by_type", "recall_by_size", "ct_label_f1")
+GROUPS = ("finding_f1_by_type", "finding_f1_by_size", "recall_by_size", "ct_label_f1")
 EXTRA_KEYS = ("finding_micro_f1", "finding_macro_f1", "shuffled_finding_micro_f1", "normal_false_positive_rate")
 
 
@@ -63,36 +63,59 @@ def shown(value: Any, interval: Sequence[float] | None = None) -> str:
 
 
 def _row(figures: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
-    intervals = figures.get("intervals", {})
-    return [shown(figures.get(key), intervals.get(key)) for key in keys]
+    return [_cell(figures, key) for key in keys]
+
+
+def floor_rows(systems: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The floors of all systems, each once: systems that were trained on the same cases share them."""
+    told: list[Mapping[str, Any]] = []
+    for system in systems:
+        told += [floor for floor in system.get("floors", ()) if floor not in told]
+    return told
+
+
+def floor_note(systems: Sequence[Mapping[str, Any]]) -> str:
+    """Why a table has no floors, for each system that has none; empty when all have them."""
+    missing = [(system["name"], system["floors_missing"]) for system in systems if system.get("floors_missing")]
+    return "".join(f"\n\nNo floors for {name}: {reason}." for name, reason in missing)
 
 
 def table_1(systems: Sequence[Mapping[str, Any]], published: str | None = None) -> str:
-    """Systems against text scores; with the name of a public set its published rows follow, marked as published."""
+    """Systems and their floors against text scores; with a public set's name its published rows follow, marked as such."""
     keys = (*TABLE_1_KEYS, *EXTRA_KEYS)
-    rows = [[str(system["name"]), *_row(system, keys)] for system in systems]
+    rows = [[str(system["name"]), *_row(system, keys)] for system in [*systems, *floor_rows(systems)]]
     for name, values in PUBLISHED_TABLE_1.get(published or "", {}).items():
         rows.append([f"{name}, published", *(shown(value) for value in values), *[DASH] * len(EXTRA_KEYS)])
-    return markdown(["system", *keys], rows)
+    return markdown(["system", *keys], rows) + floor_note(systems)
 
 
 def table_2(arms: Sequence[Mapping[str, Any]]) -> str:
     """Ablation arms, or systems, on our data; published arms stand beside their namesakes, on AMOS-MM, for the order alone."""
     keys = (*TABLE_2_KEYS, "finding_micro_f1")
-    known = [PUBLISHED_TABLE_2.get(str(arm["name"])) for arm in arms]
-    rows = [[str(arm["name"]), *_row(arm, keys)] for arm in arms]
+    shown_rows = [*arms, *floor_rows(arms)]
+    known = [PUBLISHED_TABLE_2.get(str(row["name"])) for row in shown_rows]
+    rows = [[str(row["name"]), *_row(row, keys)] for row in shown_rows]
     if not any(known):
-        return markdown(["arm", *keys], rows)
-    for row, published in zip(rows, known, strict=True):
-        row += [shown(value) for value in published or (None,) * len(TABLE_2_KEYS)]
-    return markdown(["arm", *keys, *(f"{key}, published (AMOS-MM)" for key in TABLE_2_KEYS)], rows)
+        return markdown(["arm", *keys], rows) + floor_note(arms)
+    for cells, published in zip(rows, known, strict=True):
+        cells += [shown(value) for value in published or (None,) * len(TABLE_2_KEYS)]
+    header = ["arm", *keys, *(f"{key}, published (AMOS-MM)" for key in TABLE_2_KEYS)]
+    return markdown(header, rows) + floor_note(arms)
 
 
 def full_table(figures: Mapping[str, Any]) -> str:
-    """Every score of one system with its interval."""
-    intervals = figures.get("intervals", {})
-    skipped = {"intervals", "notes", "command", "name", *GROUPS}
-    rows = [[key, shown(value, intervals.get(key))] for key, value in figures.items() if key not in skipped]
+    """Every score of one system with its interval, and beside it what its floors reach."""
+    floors: Sequence[Mapping[str, Any]] = figures.get("floors", ())
+    skipped = {"intervals", "notes", "command", "name", "floors", "floors_missing", *GROUPS}
+    rows = [[key, *(_cell(told, key) for told in (figures, *floors))] for key in figures if key not in skipped]
     for group in GROUPS:
-        rows += [[f"{group}: {name}", shown(value)] for name, value in figures.get(group, {}).items()]
-    return markdown(["score", "value (95 % interval)"], rows)
+        rows += [
+            [f"{group}: {name}", *(shown(told.get(group, {}).get(name)) for told in (figures, *floors))]
+            for name in figures.get(group, {})
+        ]
+    header = ["score", f"{figures['name']} (95 % interval)", *(str(floor["name"]) for floor in floors)]
+    return markdown(header, rows) + floor_note([figures])
+
+
+def _cell(figures: Mapping[str, Any], key: str) -> str:
+    return shown(figures.get(key), figures.get("intervals", {}).get(key))

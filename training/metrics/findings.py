@@ -49,17 +49,16 @@ class CaseCounts:
 
 
 def compare(truth: Sequence[Stated], said: Sequence[Stated]) -> CaseCounts:
-    """Match stated to true findings by (type, side); among equals the nearest in size."""
-    left = list(said)
-    matched, missed = [], []
-    for true in truth:
-        candidates = [other for other in left if other.key == true.key]
-        if not candidates:
-            missed.append(true)
-            continue
-        best = min(candidates, key=lambda other: abs((other.size_mm or 0) - (true.size_mm or 0)))
-        left.remove(best)
-        matched.append((true, best))
+    """Match stated to true findings by (type, side); among equals the pair nearest in size comes first."""
+    pairs = [(i, j) for i, true in enumerate(truth) for j, other in enumerate(said) if true.key == other.key]
+    pairs.sort(key=lambda pair: abs((truth[pair[0]].size_mm or 0) - (said[pair[1]].size_mm or 0)))
+    chosen: dict[int, int] = {}
+    for i, j in pairs:
+        if i not in chosen and j not in chosen.values():
+            chosen[i] = j
+    matched = [(truth[i], said[j]) for i, j in sorted(chosen.items())]
+    missed = [true for i, true in enumerate(truth) if i not in chosen]
+    left = [other for j, other in enumerate(said) if j not in chosen.values()]
     counts: dict[tuple[str, str], tuple[int, int, int]] = {}
     for column, keys in enumerate(([t.key for t, _ in matched], [s.key for s in left], [t.key for t in missed])):
         for key, number in Counter(keys).items():
@@ -137,6 +136,27 @@ def recall_by_size(counts: Sequence[CaseCounts]) -> dict[str, float | None]:
         missed = sum(1 for c in counts for true in c.missed if true.size_mm and low <= true.size_mm < high)
         shares[name] = found / (found + missed) if found + missed else None
     return shares
+
+
+def f1_by_size(counts: Sequence[CaseCounts]) -> dict[str, float | None]:
+    """F1 over true findings of one size, by band; None for a band without any.
+
+    An invented finding counts in the band of its stated size. One without a size could be of any: it counts in every band,
+    if its type is one that has sizes.
+    """
+    sized = {true.kind for case in counts for true in (*case.missed, *(t for t, _ in case.matched)) if true.size_mm}
+    bands: dict[str, float | None] = {}
+    for name, low, high in SIZE_BANDS:
+        found = sum(1 for c in counts for true, _ in c.matched if true.size_mm and low <= true.size_mm < high)
+        missed = sum(1 for c in counts for true in c.missed if true.size_mm and low <= true.size_mm < high)
+        invented = sum(
+            1
+            for case in counts
+            for other in case.invented
+            if (low <= other.size_mm < high if other.size_mm else other.kind in sized)
+        )
+        bands[name] = f1(found, invented, missed) if found + missed else None
+    return bands
 
 
 def false_positive_rate_on_normals(truths: Sequence[Sequence[Stated]], counts: Sequence[CaseCounts]) -> float | None:
