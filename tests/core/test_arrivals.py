@@ -101,8 +101,9 @@ def test_associations_that_send_one_study_at_once_share_its_row(database: Databa
 
 @pytest.mark.parametrize("name", ["study_instance_uid", "sop_instance_uid", "patient_name", "patient_identifier"])
 def test_columns_with_patient_data_are_marked(name: str) -> None:
-    columns = [*Study.__table__.columns, *Instance.__table__.columns]
-    assert all(c.info.get("phi") for c in columns if c.name == name)
+    named = [c for c in (*Study.__table__.columns, *Instance.__table__.columns) if c.name == name]
+    assert named
+    assert all(c.info.get("phi") for c in named)
 
 
 def test_instance_that_retention_removed_and_that_is_sent_again_is_there_again(database: Database) -> None:

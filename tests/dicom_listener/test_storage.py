@@ -87,6 +87,7 @@ def test_same_content_has_one_name_and_other_content_another(store: Store) -> No
 def test_file_is_not_in_its_place_before_it_is_whole(store: Store) -> None:
     incoming = store.receive(CTImageStorage, "1.2.3", ExplicitVRLittleEndian)
     incoming.add(memoryview(b"half"))
+    assert len(list((store.root / "incoming").rglob("*.part"))) == 1
     assert not list((store.root / "instances").rglob("*.dcm"))
     incoming.discard()
     assert not list((store.root / "incoming").rglob("*.part"))

@@ -255,8 +255,20 @@ def test_the_processor_of_a_checkpoint_is_found_by_the_auto_class(folder: Path) 
     assert batch["attention_mask"][1, 0] == 0 and batch["question_attention_mask"][1, -1] == 0
 
 
-def test_warming_up_needs_no_volume(drafter: ReportDrafter) -> None:
+def test_warming_up_runs_the_whole_model_without_a_volume(
+    drafter: ReportDrafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    parts = {
+        "tower": drafter.model.model.vision_tower,
+        "projector": drafter.model.model.projector,
+        "head": drafter.model.lm_head,
+    }
+    handles = [part.register_forward_hook(lambda *_, name=name: ran.append(name)) for name, part in parts.items()]
     drafter.warm_up()
+    for handle in handles:
+        handle.remove()
+    assert set(ran) == set(parts)
 
 
 def test_a_thinking_model_drafts_no_thoughts(drafter: ReportDrafter, monkeypatch: pytest.MonkeyPatch) -> None:

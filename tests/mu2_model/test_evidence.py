@@ -78,7 +78,7 @@ def test_a_model_that_ignores_the_image_gets_no_support(
     projector = drafter.model.model.projector
     monkeypatch.setattr(projector, "forward", lambda x: torch.ones(x.shape[0], 8, 64))
     (draft,) = drafter.draft([(body(), affine())], [QUESTION], max_new_tokens=6, evidence=True)
-    assert draft.evidence is not None
+    assert draft.evidence
     assert all(evidence.drop == 0 and not evidence.supported for evidence in draft.evidence)
 
 

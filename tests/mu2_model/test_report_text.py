@@ -50,8 +50,9 @@ def test_a_sentence_stays_whole(sentence: str) -> None:
 
 def test_every_sentence_knows_its_place_in_the_text() -> None:
     text = "Findings: Clear lungs.  No effusion.\nImpression: Normal."
-    for span in split_report(text):
-        assert text[span.start : span.end] == span.text
+    spans = split_report(text)
+    assert [text[span.start : span.end] for span in spans] == ["Clear lungs.", "No effusion.", "Normal."]
+    assert [span.text for span in spans] == ["Clear lungs.", "No effusion.", "Normal."]
 
 
 def test_a_thinking_block_is_never_part_of_the_report() -> None:
