@@ -150,7 +150,8 @@ def report_check(
     lora_rank: int | None,
 ) -> None:
     """What `--check` prints; the machine it runs on need not have the config's devices."""
-    estimate = run_config.estimate_memory(Mu2Config.from_pretrained(model), run, arguments, frozen, lora_rank)
+    longest = Mu2Processor.from_pretrained(model).image_processor.max_slices
+    estimate = run_config.estimate_memory(Mu2Config.from_pretrained(model), run, arguments, frozen, lora_rank, longest)
     each = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
     typer.echo(
         f"{stage}: {run.path.name}, {run.strategy}, {run.processes} processes, {each * run.processes} cases a step"

@@ -170,12 +170,14 @@ def estimate_memory(
     arguments: SFTConfig | DPOConfig,
     frozen: tuple[str, ...] = (),
     lora_rank: int | None = None,
+    max_slices: int = 256,
 ) -> MemoryEstimate:
     """Bytes per device of AdamW training: 4-byte weights, gradients and two moments, spread as the strategy says.
 
     DeepSpeed's ZeRO-2 keeps 16-bit weights on every device beside a spread 4-byte copy; FSDP2 spreads all. Activations are
-    those of checkpointed layers plus one layer in full, for the longest prompt and the longest volume, and the logits over
-    the vocabulary with their gradient. With LoRA the model without its adapters is the reference, so there is no second one.
+    those of checkpointed layers plus one layer in full, for the longest prompt and a volume of `max_slices` (the longest that
+    the checkpoint's image processor makes), and the logits over the vocabulary with their gradient; a frozen tower keeps
+    none. With LoRA the model without its adapters is the reference, so there is no second one.
     """
     if lora_rank is not None:
         frozen = ("vision_tower", "language_model")
@@ -193,23 +195,25 @@ def estimate_memory(
     if isinstance(arguments, DPOConfig) and lora_rank is None:
         reference = 4 * total // (processes if strategy == "fsdp2" else 1)
     gradients = 4 * learning // spread
-    return MemoryEstimate(
-        weights, gradients, 8 * learning // spread, reference, _activations(config, arguments, prompts)
-    )
+    chunks = math.ceil(max_slices / config.vision.image_size[0])
+    activations = _activations(config, arguments, prompts, chunks, "vision_tower" not in frozen)
+    return MemoryEstimate(weights, gradients, 8 * learning // spread, reference, activations)
 
 
-def _activations(config: Mu2Config, arguments: SFTConfig | DPOConfig, prompts: int) -> int:
+def _activations(
+    config: Mu2Config, arguments: SFTConfig | DPOConfig, prompts: int, chunks: int, tower_learns: bool
+) -> int:
     batch = arguments.per_device_train_batch_size
     text: Any = config.text_config
     length = arguments.max_length or 1024
     grid = config.vision.patch_grid
-    chunks = math.ceil(256 / config.vision.image_size[0])
     # (rows, tokens of a row, width, layers) of every stack of layers.
     stacks = [
         (batch * prompts, length, config.hidden_size, text.num_hidden_layers),
-        (batch * chunks, math.prod(grid), config.vision.hidden_size, config.vision.num_hidden_layers),
         (batch, chunks * config.tokens_per_chunk, config.hidden_size, config.tokenizer.num_layers),
     ]
+    if tower_learns:
+        stacks.append((batch * chunks, math.prod(grid), config.vision.hidden_size, config.vision.num_hidden_layers))
     checkpointed = bool(arguments.gradient_checkpointing)
     # Logits in single precision and their gradient: with a vocabulary of 152,000 words more than all layers keep.
     bytes_all = 2 * 4 * batch * prompts * length * text.vocab_size

@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -161,6 +163,35 @@ def test_a_large_vocabulary_costs_memory(world: Path, tmp_path: Path) -> None:
     arguments = arguments_to_check("sft", load_config("gpu"), tmp_path)
     more, less = (estimate_memory(c, load_config("gpu"), arguments).activations for c in (large, small))
     assert more - less == 8 * 1536 * (10_000 - small.text_config.vocab_size)
+
+
+def test_activations_follow_the_longest_volume_of_the_checkpoint(published: Mu2Config, tmp_path: Path) -> None:
+    run = load_config("gpu")
+    arguments = arguments_to_check("sft", run, tmp_path)
+
+    def activations(max_slices: int, frozen: tuple[str, ...] = ()) -> int:
+        return estimate_memory(published, run, arguments, frozen, max_slices=max_slices).activations
+
+    short, middle, long = (activations(slices) for slices in (64, 128, 256))
+    assert long - middle == 2 * (middle - short) > 0
+    assert activations(256, ("vision_tower",)) < activations(256)
+
+
+def test_check_reads_the_longest_volume_from_the_checkpoints_own_processor(world: Path, tmp_path: Path) -> None:
+    app = typer.Typer()
+    commands.mount(app)
+
+    def told(max_slices: int) -> str:
+        folder = tmp_path / str(max_slices)
+        shutil.copytree(world / "init", folder)
+        settings = json.loads((folder / "processor_config.json").read_text())
+        settings["image_processor"]["max_slices"] = max_slices
+        (folder / "processor_config.json").write_text(json.dumps(settings))
+        options = ["--model", str(folder), "--data", str(world), "--out", str(tmp_path / "out"), "--check"]
+        return str(CliRunner().invoke(app, ["sft", *options]).output)
+
+    assert "memory per device" in told(32)
+    assert told(64) != told(3200)
 
 
 def test_dpo_holds_a_reference_too(published: Mu2Config, tmp_path: Path) -> None:
