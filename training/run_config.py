@@ -214,7 +214,7 @@ def _activations(
     ]
     if tower_learns:
         stacks.append((batch * chunks, math.prod(grid), config.vision.hidden_size, config.vision.num_hidden_layers))
-    checkpointed = bool(arguments.gradient_checkpointing)
+    checkpointed = bool(arguments.activation_checkpointing)
     # Logits in single precision and their gradient: with a vocabulary of 152,000 words more than all layers keep.
     bytes_all = 2 * 4 * batch * prompts * length * text.vocab_size
     for rows, tokens, width, layers in stacks:
