@@ -98,6 +98,12 @@ def test_package_touches_no_database(package: str) -> None:
             assert not imports(path) & (DATABASE_MODULES | {"sqlalchemy"}), module
 
 
+def test_every_package_that_a_rule_names_exists() -> None:
+    names = {module for module, _ in modules()}
+    ruled = {*MAY_IMPORT, *NO_DATABASE, *FORBIDDEN, *DATABASE_MODULES}
+    assert {name for name in ruled if not any(within(module, name) for module in names)} == set()
+
+
 def test_the_check_sees_a_wrong_arrow(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.py"
     wrong.write_text("from worker import pipeline\nimport worker.core.errors\n")

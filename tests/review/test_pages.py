@@ -376,4 +376,6 @@ def test_log_holds_no_patient(here: Department, reader: Reader, capfd: pytest.Ca
     reader.act(f"/studies/{study_id}/sign", revision=accept_all(reader, study_id), password=PASSWORD)
     reader.get(f"/studies/{study_id}/report.pdf")
     reader.get("/studies/ZEBRASTRIPE")
-    assert "ZEBRASTRIPE" not in "".join(capfd.readouterr())
+    told = "".join(capfd.readouterr())
+    assert "uvicorn.access" in told
+    assert "ZEBRASTRIPE" not in told
