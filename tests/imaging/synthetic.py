@@ -169,19 +169,19 @@ def multiframe(scan: Scan, order: Sequence[int] | None = None) -> Dataset:
     del ds.RescaleSlope, ds.RescaleIntercept
     shared = Dataset()
     shared.PlaneOrientationSequence = [
-        _item(ImageOrientationPatient=[f"{v:.9g}" for v in (*scan.column_axis, *scan.row_axis)])
+        item(ImageOrientationPatient=[f"{v:.9g}" for v in (*scan.column_axis, *scan.row_axis)])
     ]
-    shared.PixelMeasuresSequence = [_item(PixelSpacing=list(scan.spacing), SliceThickness=2.5)]
-    shared.CTImageFrameTypeSequence = [_item(FrameType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"])]
+    shared.PixelMeasuresSequence = [item(PixelSpacing=list(scan.spacing), SliceThickness=2.5)]
+    shared.CTImageFrameTypeSequence = [item(FrameType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"])]
     ds.SharedFunctionalGroupsSequence = [shared]
     frames = []
     for number, index in enumerate(order, 1):
         frame = Dataset()
-        frame.FrameContentSequence = [_item(FrameAcquisitionNumber=1, InStackPositionNumber=number, StackID="1")]
+        frame.FrameContentSequence = [item(FrameAcquisitionNumber=1, InStackPositionNumber=number, StackID="1")]
         position = [f"{value:.9g}" for value in scan.position(scan.depths[index])]
-        frame.PlanePositionSequence = [_item(ImagePositionPatient=position)]
+        frame.PlanePositionSequence = [item(ImagePositionPatient=position)]
         frame.PixelValueTransformationSequence = [
-            _item(RescaleSlope=scan.slope, RescaleIntercept=scan.intercept, RescaleType="HU")
+            item(RescaleSlope=scan.slope, RescaleIntercept=scan.intercept, RescaleType="HU")
         ]
         frames.append(frame)
     ds.PerFrameFunctionalGroupsSequence = frames
@@ -189,7 +189,8 @@ def multiframe(scan: Scan, order: Sequence[int] | None = None) -> Dataset:
     return ds
 
 
-def _item(**values: object) -> Dataset:
+def item(**values: object) -> Dataset:
+    """An item of a sequence; its elements by keyword."""
     item = Dataset()
     for keyword, value in values.items():
         setattr(item, keyword, value)

@@ -16,8 +16,8 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless
 from tests.imaging import synthetic
 from tests.imaging.synthetic import Field, Scan
 from worker.imaging import headers, nifti, stored, volume
-from worker.imaging.headers import Slice
 from worker.imaging.rules import ImagingRules
+from worker.imaging.slices import Slice
 from worker.imaging.volume import Volume
 
 THREADS = 2

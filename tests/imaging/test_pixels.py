@@ -13,7 +13,7 @@ from tests.imaging import synthetic
 from tests.imaging.synthetic import Scan
 from worker.core.errors import PixelDataError, StoreUnavailableError
 from worker.imaging import headers, pixels
-from worker.imaging.headers import Slice
+from worker.imaging.slices import Slice
 
 LOSSLESS = ("", ".1", ".1.99", ".2", ".5", ".4.57", ".4.70", ".4.80", ".4.90", ".4.201")
 LOSSY = (".4.50", ".4.51", ".4.53", ".4.55", ".4.81", ".4.91")

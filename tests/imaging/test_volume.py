@@ -23,8 +23,8 @@ from tests.imaging import synthetic
 from tests.imaging.synthetic import Field, Scan
 from worker.core.errors import GeometryError, PixelDataError
 from worker.imaging import headers, volume
-from worker.imaging.headers import Slice
 from worker.imaging.rules import ImagingRules
+from worker.imaging.slices import Slice
 
 RULES = ImagingRules(decode_threads=2)
 EXACT = 0.51

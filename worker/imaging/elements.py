@@ -87,6 +87,20 @@ class Values:
         tag = _tag(keyword)
         return str(self.dataset[tag].value) if tag in self.elements else ""
 
+    def binaries(self, keyword: str) -> tuple[str, ...]:
+        """The values of a binary element, each as text; () when absent or empty."""
+        tag = _tag(keyword)
+        if tag not in self.elements:
+            return ()
+        value = self.dataset[tag].value
+        if value is None:
+            return ()
+        return tuple(map(str, value)) if isinstance(value, (list, MultiValue)) else (str(value),)
+
+    def has(self, keyword: str) -> bool:
+        """Whether an element is there, empty or not."""
+        return _tag(keyword) in self.elements
+
     def items(self, keyword: str) -> list[Dataset]:
         """Items of a sequence; [] when absent."""
         tag = _tag(keyword)

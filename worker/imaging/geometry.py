@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.core.errors import GeometryError
-from worker.imaging.headers import Slice
 from worker.imaging.rules import ImagingRules
+from worker.imaging.slices import Slice
 
 Vector = NDArray[np.float64]
 

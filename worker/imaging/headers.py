@@ -15,8 +15,9 @@ from pydicom.filereader import read_dataset
 from pydicom.tag import Tag
 
 from worker.core.errors import InvalidObjectError, StoreUnavailableError
-from worker.imaging import deflated
+from worker.imaging import deflated, slices
 from worker.imaging.elements import Values
+from worker.imaging.slices import Pixels, Slice
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2.1"
@@ -25,19 +26,15 @@ CT_CLASSES = frozenset({CT_IMAGE, ENHANCED_CT_IMAGE, LEGACY_CONVERTED_ENHANCED_C
 
 # fmt: off
 _KEYWORDS = (
-    "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "StudyDate", "SeriesDate",
-    "AcquisitionDate", "ContentDate", "AcquisitionDateTime", "StudyTime", "SeriesTime", "AcquisitionTime",
-    "ContentTime", "Modality", "StudyDescription", "SeriesDescription", "PatientID", "BodyPartExamined", "KVP",
-    "SliceThickness", "ProtocolName", "ConvolutionKernel", "NominalPercentageOfCardiacPhase",
-    "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber",
-    "ImagePositionPatient", "ImageOrientationPatient", "TemporalPositionIdentifier", "FrameOfReferenceUID",
-    "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns",
-    "PixelSpacing", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
-    "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope", "RescaleType", "LossyImageCompression",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    *slices.KEYWORDS,
+    "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "Modality", "StudyDescription", "SeriesDescription",
+    "PatientID", "BodyPartExamined", "ProtocolName", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber",
+    "FrameOfReferenceUID", "InConcatenationNumber", "InConcatenationTotalNumber", "SamplesPerPixel",
+    "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit",
+    "PixelRepresentation",
 )
 # fmt: on
-_TAGS = {keyword: Tag(keyword) for keyword in _KEYWORDS}
+_TAGS = tuple(map(Tag, _KEYWORDS))
 _LOSSY = frozenset(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 53, 55))
 """Transfer syntaxes that are never without loss, whatever the header says."""
 _DICOMDIR = "1.2.840.10008.1.3.10"
@@ -60,59 +57,6 @@ _NO_ELEMENTS = "The header of the file does not parse as DICOM. Send the object 
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """Where and how an object's Pixel Data (7FE0,0010) is stored."""
-
-    transfer_syntax: str
-    offset: int
-    """First byte of the value in the file, or in the inflated dataset of a deflated object."""
-    length: int | None
-    """Bytes of the value; None for encapsulated fragments."""
-    encapsulated: bool
-    rows: int
-    columns: int
-    frames: int
-    bits_allocated: int
-    bits_stored: int
-    high_bit: int
-    signed: bool
-    big_endian: bool
-    deflated_from: int | None = None
-    """First byte of the deflated dataset in the file; None for any other object."""
-
-
-@dataclass(frozen=True)
-class Slice:
-    """One image: a single-frame object, or one frame of a multi-frame object. None marks an absent or unreadable value."""
-
-    path: Path = field(repr=False)
-    frame: int
-    """Index in the object, from 0."""
-    sop_instance_uid: str
-    pixels: Pixels
-    position: tuple[float, float, float] | None
-    """Image Position (Patient): centre of the first voxel, LPS millimetres."""
-    orientation: tuple[float, ...] | None
-    """Image Orientation (Patient): direction of growing columns, then of growing rows, LPS."""
-    spacing: tuple[float, float] | None
-    """Pixel Spacing: between rows, between columns, millimetres."""
-    thickness_mm: float | None
-    slope: float | None
-    intercept: float | None
-    rescale_type: str
-    padding: tuple[int, int] | None
-    """Stored values from .. to that mean "no data here"."""
-    image_type: tuple[str, ...]
-    kernel: str
-    acquired: str
-    """YYYYMMDDHHMMSS.ffffff as far as known; sorts by time."""
-    acquisition: str
-    temporal_position: str
-    cardiac_phase: str
-    kilovolts: str
-
-
-@dataclass(frozen=True)
 class Header:
     """One stored DICOM object without its pixels."""
 
@@ -132,6 +76,12 @@ class Header:
     photometric: str
     samples: int
     lossy: bool
+    concatenation: str
+    """UID of the concatenation (PS3.3 C.7.6.16.2.2.4) that this object is a part of; empty for a whole one."""
+    concatenation_number: int
+    """Which part, from 1; 0 for a whole object."""
+    concatenation_total: int
+    """How many parts there are; 0 when nobody says."""
     slices: tuple[Slice, ...]
     """One a frame; empty for an object without pixels."""
 
@@ -197,7 +147,7 @@ class _DeflatedError(Exception):
 def _read(path: Path, file: BinaryIO) -> Header:
     deflated_from: int | None = None
     try:
-        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS.values()))
+        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
     except _DeflatedError:
         deflated_from = file.tell()
         file = io.BytesIO(deflated.inflate(path, deflated_from, 0, _LONGEST_DEFLATED_HEADER))
@@ -218,7 +168,7 @@ def _read(path: Path, file: BinaryIO) -> Header:
         raise InvalidObjectError(
             "The CT object has no pixel data: the file ends inside its header. Send the object again."
         )
-    slices = _slices(path, sop_instance, pixels, values) if pixels and sop_class in CT_CLASSES else ()
+    images = slices.slices_of(path, sop_instance, pixels, values) if pixels and sop_class in CT_CLASSES else ()
     return Header(
         path=path,
         sop_class_uid=sop_class,
@@ -231,12 +181,15 @@ def _read(path: Path, file: BinaryIO) -> Header:
         series_description=values.words("SeriesDescription"),
         study_description=values.words("StudyDescription"),
         protocol_name=values.words("ProtocolName"),
-        body_part=values.text("BodyPartExamined") or _anatomy(values),
+        body_part=values.text("BodyPartExamined") or slices.anatomy(values),
         frame_of_reference=values.text("FrameOfReferenceUID"),
         photometric=values.text("PhotometricInterpretation"),
         samples=values.short("SamplesPerPixel") or 1,
-        lossy=values.text("LossyImageCompression") == "01" or (pixels is not None and pixels.transfer_syntax in _LOSSY),
-        slices=slices,
+        lossy=any(image.lossy for image in images) or (pixels is not None and pixels.transfer_syntax in _LOSSY),
+        concatenation=values.text("ConcatenationUID"),
+        concatenation_number=values.short("InConcatenationNumber") or 0,
+        concatenation_total=values.short("InConcatenationTotalNumber") or 0,
+        slices=images,
     )
 
 
@@ -247,7 +200,7 @@ def _inflated_dataset(path: Path, inflated: BinaryIO) -> FileDataset:
         is_implicit_VR=False,
         is_little_endian=True,
         stop_when=lambda tag, *_: tag >= _FLOAT_PIXEL_DATA,
-        specific_tags=list(_TAGS.values()),
+        specific_tags=list(_TAGS),
     )
     meta = pydicom.filereader.read_file_meta_info(path)
     return FileDataset(path, elements, file_meta=meta, is_implicit_VR=False, is_little_endian=True)
@@ -297,92 +250,3 @@ def _element_at(file: BinaryIO, implicit: bool, little: bool) -> tuple[int, int]
     if implicit:
         return start + 8, struct.unpack_from(order + "I", head, 4)[0]
     return start + 12, struct.unpack_from(order + "I", head, 8)[0]
-
-
-def _anatomy(values: Values) -> str:
-    """Anatomic region of a multi-frame object (PS3.3 C.7.6.16.2.8), by its code meaning."""
-    shared = values.first_item("SharedFunctionalGroupsSequence")
-    anatomy = shared.first_item("FrameAnatomySequence") if shared else None
-    region = anatomy.first_item("AnatomicRegionSequence") if anatomy else None
-    return region.words("CodeMeaning").upper() if region else ""
-
-
-def _slices(path: Path, sop_instance: str, pixels: Pixels, values: Values) -> tuple[Slice, ...]:
-    shared = values.first_item("SharedFunctionalGroupsSequence")
-    frames = values.items("PerFrameFunctionalGroupsSequence")
-    if shared is None and not frames and pixels.frames == 1:
-        return (_slice(path, sop_instance, pixels, 0, _Groups(values, None, None)),)
-    if len(frames) != pixels.frames:
-        raise InvalidObjectError("A multi-frame object describes another number of frames than it holds.")
-    return tuple(
-        _slice(path, sop_instance, pixels, index, _Groups(values, shared, Values(item, values)))
-        for index, item in enumerate(frames)
-    )
-
-
-@dataclass(frozen=True)
-class _Groups:
-    """Looks a value up in the frame's functional groups, then in the shared ones, then in the object itself."""
-
-    top: Values
-    shared: Values | None
-    frame: Values | None
-
-    def holder(self, macro: str) -> Values:
-        for place in (self.frame, self.shared):
-            item = place.first_item(macro) if place else None
-            if item is not None:
-                return item
-        return self.top
-
-
-def _slice(path: Path, sop_instance: str, pixels: Pixels, frame: int, groups: _Groups) -> Slice:
-    measures = groups.holder("PixelMeasuresSequence")
-    transformation = groups.holder("PixelValueTransformationSequence")
-    kind = groups.holder("CTImageFrameTypeSequence")
-    content = groups.holder("FrameContentSequence")
-    top = groups.top
-    position = groups.holder("PlanePositionSequence").floats("ImagePositionPatient", 3)
-    spacing = measures.floats("PixelSpacing", 2)
-    kernel = groups.holder("CTReconstructionSequence").text("ConvolutionKernel") or top.text("ConvolutionKernel")
-    return Slice(
-        path=path,
-        frame=frame,
-        sop_instance_uid=sop_instance,
-        pixels=pixels,
-        position=(position[0], position[1], position[2]) if position else None,
-        orientation=groups.holder("PlaneOrientationSequence").floats("ImageOrientationPatient", 6),
-        spacing=(spacing[0], spacing[1]) if spacing else None,
-        thickness_mm=measures.decimal("SliceThickness"),
-        slope=transformation.decimal("RescaleSlope"),
-        intercept=transformation.decimal("RescaleIntercept"),
-        rescale_type=transformation.text("RescaleType"),
-        padding=_padding(top, pixels.signed),
-        image_type=kind.texts("FrameType") or top.texts("ImageType"),
-        kernel=kernel,
-        acquired=_acquired(content, top),
-        acquisition=content.binary("FrameAcquisitionNumber") or top.text("AcquisitionNumber"),
-        temporal_position=content.binary("TemporalPositionIndex") or top.text("TemporalPositionIdentifier"),
-        cardiac_phase=groups.holder("CardiacSynchronizationSequence").binary("NominalPercentageOfCardiacPhase"),
-        kilovolts=top.text("KVP"),
-    )
-
-
-def _padding(top: Values, signed: bool) -> tuple[int, int] | None:
-    value = top.short("PixelPaddingValue", signed)
-    if value is None:
-        return None
-    limit = top.short("PixelPaddingRangeLimit", signed)
-    limit = value if limit is None else limit
-    return min(value, limit), max(value, limit)
-
-
-def _acquired(content: Values, top: Values) -> str:
-    when = content.text("FrameAcquisitionDateTime") or top.text("AcquisitionDateTime")
-    if when:
-        return when
-    for name in ("Acquisition", "Content", "Series", "Study"):
-        date = top.text(f"{name}Date")
-        if date:
-            return date + top.text(f"{name}Time")
-    return ""

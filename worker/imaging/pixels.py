@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from worker.core.errors import PixelDataError, StoreUnavailableError
 from worker.imaging import deflated
-from worker.imaging.headers import Pixels, Slice
+from worker.imaging.slices import Pixels, Slice
 
 _ITEM = (0xFFFE, 0xE000)
 _SEQUENCE_DELIMITER = (0xFFFE, 0xE0DD)

@@ -11,8 +11,9 @@ from pydicom.uid import UID
 
 from worker.core.errors import GeometryError, NothingToReportError, PatientMismatchError, PixelDataError, StudyError
 from worker.imaging import geometry
-from worker.imaging.headers import CT_CLASSES, Header, Slice
+from worker.imaging.headers import CT_CLASSES, Header
 from worker.imaging.rules import ImagingRules
+from worker.imaging.slices import Slice
 from worker.imaging.stacks import Stack, split
 
 
@@ -141,6 +142,8 @@ def _unfit(stack: Stack, rules: ImagingRules) -> tuple[Cause, str] | None:
         return Cause.KIND, kind
     if len(stack.slices) < rules.minimum_slices:
         return Cause.SIZE, f"too few slices: {len(stack.slices)} of at least {rules.minimum_slices}."
+    if stack.lacking:
+        return Cause.GEOMETRY, stack.lacking
     try:
         normal, _, _ = geometry.slice_axes(stack.slices)
         geometry.positions_mm(stack.slices, normal)

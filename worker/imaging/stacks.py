@@ -9,8 +9,9 @@ from itertools import pairwise
 import numpy as np
 
 from worker.imaging import geometry, kernels, regions
-from worker.imaging.headers import CT_CLASSES, Header, Slice
+from worker.imaging.headers import CT_CLASSES, Header
 from worker.imaging.rules import ImagingRules
+from worker.imaging.slices import Slice
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Stack:
     lossy: bool = False
     objects: int = 1
     """Objects it was found in."""
+    lacking: str = ""
+    """Why a part of it never came, in a sentence; empty when nothing says so."""
 
     @property
     def key(self) -> str:
@@ -90,6 +93,7 @@ def _stacks_of_series(headers: Sequence[Header], rules: ImagingRules) -> list[St
     if first.sop_class_uid not in CT_CLASSES:
         return [Stack(first, (), objects=len(headers))]
     owners = {(piece.path, piece.frame): header for header in headers for piece in header.slices}
+    incomplete = _incomplete_concatenations(headers)
     pieces = [piece for header in headers for piece in header.slices]
     groups: dict[tuple[object, ...], list[Slice]] = {}
     orientations: list[tuple[float, ...]] = []
@@ -116,8 +120,25 @@ def _stacks_of_series(headers: Sequence[Header], rules: ImagingRules) -> list[St
     for index, (label, part) in enumerate(parts, 1):
         header = owners[part[0].path, part[0].frame]
         name = "" if len(parts) == 1 else f"part {index}" + (f" ({label})" if label else "")
-        lossy = any(owners[piece.path, piece.frame].lossy for piece in part)
-        found.append(Stack(header, tuple(part), name, lossy, len({piece.path for piece in part})))
+        sources = {piece.path: owners[piece.path, piece.frame] for piece in part}
+        lossy = any(source.lossy for source in sources.values())
+        lacking = " ".join(sorted({incomplete.get(source.concatenation, "") for source in sources.values()} - {""}))
+        found.append(Stack(header, tuple(part), name, lossy, len(sources), lacking))
+    return found
+
+
+def _incomplete_concatenations(headers: Sequence[Header]) -> dict[str, str]:
+    """By its UID, what lacks of a multi-frame object that was sent in several (PS3.3 C.7.6.16.2.2.4)."""
+    found: dict[str, str] = {}
+    for uid in {header.concatenation for header in headers if header.concatenation}:
+        members = [header for header in headers if header.concatenation == uid]
+        numbers = {member.concatenation_number for member in members}
+        total = max(*numbers, *(member.concatenation_total for member in members))
+        if len(numbers) < total:
+            found[uid] = (
+                f"{len(numbers)} of the {total} objects of one concatenation arrived. "
+                "Send the others and requeue the study."
+            )
     return found
 
 
@@ -140,9 +161,13 @@ _PHASES: tuple[tuple[str, str], ...] = (
     ("temporal_position", "temporal position"),
     ("cardiac_phase", "cardiac phase"),
     ("acquisition", "acquisition"),
+    ("stack", "stack"),
     ("image_type", "image type"),
     ("kilovolts", "tube voltage"),
     ("acquired", "acquisition time"),
+    ("dimensions", "dimension"),
+    ("container", "multi-frame object"),
+    ("folder", "folder"),
 )
 """What may tell two images at one position, or two scans of one place, apart: field of a slice, words for it."""
 
@@ -152,7 +177,7 @@ _WITHIN_ONE_SCAN = "image_type"
 
 
 def split_phases(pieces: Sequence[Slice]) -> list[tuple[str, list[Slice]]]:
-    """Split slices that share positions by phase, acquisition or energy; returns (label, slices) of each part.
+    """Split slices that share positions by phase, acquisition, stack or energy; returns (label, slices) of each part.
 
     Slices that nothing tells apart stay together: they are copies, or an error that building the volume finds. A series
     that merely counts its rotations as acquisitions stays whole, since no position repeats and no two overlap.

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from worker.core.errors import GeometryError, InsufficientMemoryError, PixelDataError
 from worker.imaging import geometry, pixels
 from worker.imaging.geometry import Grid, Placement
-from worker.imaging.headers import Slice
 from worker.imaging.rules import ImagingRules
+from worker.imaging.slices import Slice
 from worker.imaging.stacks import Stack
 
 AIR_HU = -1024.0
