@@ -18,7 +18,6 @@ from training.volumes import VolumeCache, read_volume
 ORGANS = max(Organ)
 FINDINGS = len(FINDING_LABELS)
 """Classes of the label maps, from value 1 on."""
-PIXEL_SCALE = 255
 BRIGHTNESS = 0.03
 NOISE = 0.02
 FINDING_SHARE = 0.6
@@ -40,13 +39,13 @@ class DenseBatch:
 
 @dataclass(frozen=True)
 class DenseCase:
-    """One phantom: pixels (C, channels, D, H, W), fractions of patches (C, P, organs + findings) and of cells, all times 255.
+    """One phantom: pixels (C, channels, D, H, W), fractions of patches (C, P, organs + findings) and of cells, both times 255.
 
-    Bytes, so that thousands of phantoms stay in memory: a step of one is 1.6 HU in a window of 400, far below the noise.
+    All three are maps of files, so that a set may be larger than memory: a step reads the few chunks that it draws.
     """
 
     case_id: str
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.float16]
     fractions: NDArray[np.uint8]
     cells: NDArray[np.uint8]
 
@@ -76,9 +75,8 @@ class DenseData:
         if Path(case.image).suffix != ".npz":
             raise ManifestError(f"{case.case_id} has no voxel labels: make phantoms with --format numpy")
         pixels = cache.get(case.image).pixels
-        grey = np.rint(np.asarray(pixels, dtype=np.float32) * PIXEL_SCALE).astype(np.uint8)
         patches = _stored(case, cache, patch, with_organs=True)
-        return DenseCase(case.case_id, grey, patches, _stored(case, cache, cell, with_organs=False))
+        return DenseCase(case.case_id, pixels, patches, _stored(case, cache, cell, with_organs=False))
 
     def batch(self, picked: list[tuple[int, int]]) -> DenseBatch:
         """The picked (case, chunk)."""
@@ -87,7 +85,7 @@ class DenseData:
             for part in ("pixels", "fractions", "cells")
         )
         shares = fractions / FRACTION_SCALE
-        return DenseBatch(pixels / PIXEL_SCALE, shares[..., :ORGANS], shares[..., ORGANS:], cells / FRACTION_SCALE)
+        return DenseBatch(pixels, shares[..., :ORGANS], shares[..., ORGANS:], cells / FRACTION_SCALE)
 
     def training_batch(self, size: int, rng: np.random.Generator) -> DenseBatch:
         """A batch for one step: chunks with a finding, each kind equally often, and chunks drawn from all."""
@@ -122,7 +120,7 @@ def _stored(case: Case, cache: VolumeCache, patch: tuple[int, int, int], with_or
         with partial.open("wb") as stream:
             np.save(stream, fractions)
         partial.replace(entry)
-    return np.load(entry)
+    return np.load(entry, mmap_mode="r")
 
 
 def augment(pixels: Tensor, rng: np.random.Generator) -> Tensor:

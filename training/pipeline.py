@@ -24,6 +24,7 @@ class PhantomSet:
     split: Split
     wordings: int = 1
     plain: bool = False
+    crowded: bool = False
 
 
 def make_sets(out: Path, sets: tuple[PhantomSet, ...], full: bool = False, processes: int | None = None) -> None:
@@ -38,6 +39,7 @@ def make_sets(out: Path, sets: tuple[PhantomSet, ...], full: bool = False, proce
             split=wanted.split,
             wordings=wanted.wordings,
             plain=wanted.plain,
+            crowded=wanted.crowded,
         )
         with commands.progress_bar() as bar:
             task = bar.add_task(wanted.name, total=wanted.count)

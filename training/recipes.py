@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from mu2_model import Mu2Config, Mu2ForConditionalGeneration, Mu2ImageProcessor, Mu2Processor
 from mu2_model.configuration_mu2 import ABLATIONS
+from mu2_model.image_processing_mu2 import DEFAULT_WINDOWS
 from mu2_model.processing_mu2 import IMAGE_TOKEN
 from mu2_model.untrained import ASSISTANT, CHAT_TEMPLATE, END, PAD, UNKNOWN, USER
 from training.data import Case
@@ -44,6 +45,8 @@ class ModelRecipe:
     text_heads: int
     max_prompt_tokens: int
     max_new_tokens: int
+    windows: tuple[tuple[float, float], ...] = DEFAULT_WINDOWS
+    """Channels: (level, width) in HU."""
 
 
 RECIPES = {
@@ -68,6 +71,8 @@ RECIPES = {
         text_heads=4,
         max_prompt_tokens=128,
         max_new_tokens=224,
+        # A lung window half as wide as a reader's: the air of a pneumothorax is 150 HU below lung, a fifth of it and not a tenth.
+        windows=((-700.0, 700.0), (40.0, 400.0), (400.0, 1800.0)),
     ),
     # A few seconds a stage: shows that every stage runs, learns nothing worth reading.
     "smoke": ModelRecipe(
@@ -180,6 +185,7 @@ def make_initial(recipe: ModelRecipe, cases: list[Case], folder: Path, seed: int
         chunk_slices=recipe.chunk_slices,
         max_slices=recipe.max_slices,
         slice_mm=recipe.slice_mm,
+        windows=recipe.windows,
     )
     processor = Mu2Processor(
         image, tokenizer, num_image_tokens=recipe.queries, max_prompt_tokens=recipe.max_prompt_tokens

@@ -31,6 +31,9 @@ def phantoms(
         int, typer.Option(min=1, max=MOST_WORDINGS, help="Reports of each phantom, in other words.")
     ] = 1,
     plain: Annotated[bool, typer.Option("--plain", help="One phrase for each thing that is said.")] = False,
+    crowded: Annotated[
+        bool, typer.Option("--crowded", help="Six to ten findings in each, to teach a tower; never to score.")
+    ] = False,
     processes: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
     sheet: Annotated[
         Path | None, typer.Option(help="Draw a contact sheet of the first phantoms to this picture.")
@@ -49,13 +52,17 @@ def phantoms(
         return
     if out is None and sheet is None:
         raise typer.BadParameter("say where: --out FOLDER, --sheet PICTURE or --demo FOLDER")
+    if crowded and split is not Split.TRAIN:
+        raise typer.BadParameter("crowded phantoms are no part of the benchmark: they are for --split train alone")
     if sheet is not None:
         first = seed * SEEDS_A_SET
-        drawn = [make_phantom(first + number, full=full) for number in range(min(count, SHEET_PHANTOMS))]
+        drawn = [
+            make_phantom(first + number, full=full, crowded=crowded) for number in range(min(count, SHEET_PHANTOMS))
+        ]
         write_sheet(drawn, sheet)
         NOTES.print(f"{len(drawn)} phantoms drawn in {sheet}")
     if out is not None:
-        _generate(Order(out, count, seed, full, image_format, labels, split, wordings, plain), processes)
+        _generate(Order(out, count, seed, full, image_format, labels, split, wordings, plain, crowded), processes)
 
 
 def _generate(order: Order, processes: int | None) -> None:

@@ -13,6 +13,7 @@ from training.phantoms.placement import Placed
 from training.phantoms.prevalence import (
     BOTH_SIDES,
     COUNTS,
+    CROWDED_COUNTS,
     DEGREES,
     FRACTURE_LOSS,
     NORMAL_SHARE,
@@ -296,9 +297,9 @@ def _changes(rng: np.random.Generator, case: Case, draft: Draft, kinds: set[Find
     )
 
 
-def _chosen(rng: np.random.Generator, case: Case) -> list[tuple[FindingType, Side]]:
+def _chosen(rng: np.random.Generator, case: Case, counts: dict[str, float]) -> list[tuple[FindingType, Side]]:
     kinds = [kind for kind in (FindingType if case.full else CORE) if set(REGIONS[kind]) & set(case.scan.regions)]
-    wanted = int(pick(rng, COUNTS))
+    wanted = int(pick(rng, counts))
     chosen: list[tuple[FindingType, Side]] = []
     while kinds and len(chosen) < wanted:
         weights = {kind.value: WEIGHTS[kind] for kind in kinds}
@@ -318,8 +319,8 @@ def _liver_hu(rng: np.random.Generator, case: Case, chosen: list[tuple[FindingTy
     return case.tissue.liver + float(rng.uniform(-6.0, 8.0)) - drop
 
 
-def draw_case(seed: int, *, full: bool = False) -> Case:
-    """The case of a seed; the same on every machine.
+def draw_case(seed: int, *, full: bool = False, crowded: bool = False) -> Case:
+    """The case of a seed; the same on every machine. `crowded` is no part of the benchmark: never normal, many findings.
 
     Raises ValueError for a negative seed.
     """
@@ -328,7 +329,8 @@ def draw_case(seed: int, *, full: bool = False) -> Case:
     rng = np.random.default_rng([seed, 100 + int(full)])
     habitus = draw_habitus(rng)
     case = Case(seed, full, habitus, draw_scan(rng, full, habitus.build), liver_hu=0.0)
-    chosen = [] if rng.random() < NORMAL_SHARE else _chosen(rng, case)
+    normal = not crowded and rng.random() < NORMAL_SHARE
+    chosen = [] if normal else _chosen(rng, case, CROWDED_COUNTS if crowded else COUNTS)
     case = replace(case, liver_hu=_liver_hu(rng, case, chosen))
     return with_findings(case, rng, chosen)
 

@@ -61,6 +61,8 @@ class Order:
     """Reports written of each phantom, in other words and to other questions: rows of the manifest that share an image."""
     plain: bool = False
     """Plain words throughout: what varies from report to report is then what the image shows."""
+    crowded: bool = False
+    """Six to ten findings in every phantom: teaches a tower what is rare, is no part of the benchmark."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.count <= SEEDS_A_SET:
@@ -90,7 +92,7 @@ def asked(case: Case, wording: int) -> tuple[str, tuple[Region, ...]]:
 
 
 def manifest_row(
-    case: Case, name: str, image: str | None, split: str, wording: int = 0, plain: bool = False
+    case: Case, name: str, image: str | None, split: str, wording: int = 0, plain: bool = False, crowded: bool = False
 ) -> dict[str, Any]:
     """One line of the manifest: image, prompt, answer, structured labels, ids of patient and study."""
     prompt, regions = asked(case, wording)
@@ -107,7 +109,7 @@ def manifest_row(
         "study": dicom.uid(case, "study"),
         "split": split,
         "seed": case.seed,
-        "set": "phantomct-full" if case.full else "phantomct-core",
+        "set": ("phantomct-full" if case.full else "phantomct-core") + ("-crowded" if crowded else ""),
         "phase": case.scan.phase.value,
         "noise_hu": round(case.scan.noise_hu, 1),
     }
@@ -156,10 +158,11 @@ def _write_images(order: Order, name: str, case: Case) -> str | None:
 def make_one(order: Order, number: int) -> None:
     """Make phantom `number` of an order; its rows are written last, so that they mean that all is there."""
     name = order.name(number)
-    case = draw_case(order.seed * SEEDS_A_SET + number, full=order.full)
+    case = draw_case(order.seed * SEEDS_A_SET + number, full=order.full, crowded=order.crowded)
     image = _write_images(order, name, case)
     wordings = [
-        manifest_row(case, name, image, order.split.value, wording, order.plain) for wording in range(order.wordings)
+        manifest_row(case, name, image, order.split.value, wording, order.plain, order.crowded)
+        for wording in range(order.wordings)
     ]
     rows = order.folder / "rows"
     rows.mkdir(parents=True, exist_ok=True)
@@ -182,6 +185,7 @@ def _same_order(order: Order) -> None:
         "split": order.split.value,
         "wordings": order.wordings,
         "plain": order.plain,
+        **({"crowded": True} if order.crowded else {}),
     }
     if kept.exists():
         found = json.loads(kept.read_text(encoding="utf-8"))

@@ -96,9 +96,9 @@ def render(case: Case, slices: range | None = None) -> Phantom:
     )
 
 
-def make_phantom(seed: int, *, full: bool = False) -> Phantom:
-    """The phantom of a seed; the same bytes on every machine.
+def make_phantom(seed: int, *, full: bool = False, crowded: bool = False) -> Phantom:
+    """The phantom of a seed; the same bytes on every machine. `crowded` as of `draw_case`.
 
     Raises ValueError for a negative seed.
     """
-    return render(draw_case(seed, full=full))
+    return render(draw_case(seed, full=full, crowded=crowded))

@@ -9,6 +9,9 @@ from training.phantoms.vocabulary import FindingType, Region
 NORMAL_SHARE = 1.0 / 3.0
 COUNTS = {"1": 0.36, "2": 0.3, "3": 0.2, "4": 0.09, "5": 0.05}
 """How many findings an abnormal case aims at."""
+CROWDED_COUNTS = {"6": 0.25, "8": 0.35, "10": 0.4}
+"""The same for a crowded case, which is made to teach a vision tower and never to score one: a finding is drawn five times as
+often for the price of a phantom."""
 BOTH_SIDES = 0.22
 """How often a paired kind is drawn on both sides."""
 

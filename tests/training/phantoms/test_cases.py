@@ -68,6 +68,12 @@ def test_hepatic_lesions_differ_from_the_liver_as_the_difficulty_says(cases: lis
     assert all(least <= abs(finding.hu - case.liver_hu) <= 80.0 for case, finding in lesions)
 
 
+def test_crowded_cases_have_many_findings_and_are_never_normal() -> None:
+    crowded = [draw_case(60_000 + seed, crowded=True) for seed in range(40)]
+    assert min(len(case.findings) for case in crowded) >= 3
+    assert sum(len(case.findings) for case in crowded) / len(crowded) > 6
+
+
 def test_a_negative_seed_is_refused() -> None:
     with pytest.raises(ValueError, match="must be 0 or more"):
         draw_case(-1)

@@ -156,6 +156,17 @@ def test_the_command_makes_phantoms_and_says_where(tmp_path: Path) -> None:
     assert len(rows(tmp_path)) == 2
 
 
+def test_crowded_phantoms_are_refused_as_a_set_to_score(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["phantoms", "--crowded", "--split", "test", "--out", str(tmp_path)])
+    assert result.exit_code != 0
+    assert "no part of the benchmark" in " ".join(result.output.replace("│", " ").split())
+
+
+def test_a_manifest_says_that_its_phantoms_are_crowded(tmp_path: Path) -> None:
+    list(generate(Order(tmp_path, 1, 4, image_format=ImageFormat.NONE, crowded=True), 1))
+    assert [row["set"] for row in rows(tmp_path)] == ["phantomct-core-crowded"]
+
+
 def test_the_command_without_a_folder_says_what_to_do() -> None:
     result = CliRunner().invoke(app, ["phantoms"])
     assert result.exit_code == 2
