@@ -101,13 +101,12 @@ class PduStream:
         self._view = memoryview(self._buffer)
         self._start = 0
         self._end = 0
-        self._stall_seconds = stall_seconds
+        self._socket.settimeout(stall_seconds)
         self.deadline = float("inf")
         self.before_reuse: Callable[[], None] = _nothing_kept
 
     def set_stall_seconds(self, seconds: float) -> None:
         """Changes the bound of a single read or write."""
-        self._stall_seconds = seconds
         self._socket.settimeout(seconds)
 
     def enlarge(self) -> None:

@@ -3,7 +3,8 @@
 Heat of a patch = attention of the sentence's tokens to the visual tokens in the prompt ∘ the aggregator's weights ∘ pooling ∘
 selection weights ∘ the projector's pooling. The vision tower and the refiner mix patches before selection, so heat shows where
 information was picked up, not what caused a sentence. Hence the faithfulness figure: the hottest patches are blanked in the
-input and the drop of the sentence's log-probability is measured, beside that of as many patches taken at random.
+input and the drop of the sentence's log-probability is measured, beside the largest drop of several draws of as many patches
+at random. One draw would be beaten by chance every second time; CONTROLS of them are, one time in CONTROLS + 1.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from mu2_model.modeling_mu2 import Mu2ForConditionalGeneration, Mu2ImageFeatures
 from mu2_model.volume_grid import Matrix, VolumeGrid
 
 BLANKED_SHARE = 0.1
+CONTROLS = 9
 # A drop below this many nats per token is not told from noise.
 SUPPORT_MARGIN = 0.01
 
@@ -26,7 +28,8 @@ SUPPORT_MARGIN = 0.01
 class SentenceEvidence:
     """Heat over the patches of one sentence, summing to 1, and what blanking the hottest of them did.
 
-    `drop` and `control_drop` are differences of the mean log-probability per token: before minus after blanking.
+    Drops are differences of the mean log-probability per token: before minus after blanking. `control_drop` is the largest of
+    those of CONTROLS random draws.
     """
 
     heat: NDArray[np.float32]  # (slices, rows, columns) of patches
@@ -39,10 +42,6 @@ class SentenceEvidence:
         """False: the sentence is weakly supported by the image."""
         return self.drop > SUPPORT_MARGIN and self.drop > self.control_drop
 
-    def best_slice(self) -> int:
-        """The row of patches along the slice axis with the most heat."""
-        return int(self.heat.sum(axis=(1, 2)).argmax())
-
 
 def explain(
     model: Mu2ForConditionalGeneration,
@@ -54,8 +53,8 @@ def explain(
 ) -> list[SentenceEvidence]:
     """Evidence for sentences given as token ranges [first, last) of a draft (tokens,).
 
-    `text` holds the tensors of one prompt (batch of one). Runs the vision tower 2 + 2·sentences times and the language model
-    with its attention materialised once.
+    `text` holds the tensors of one prompt (batch of one). Runs the vision tower 1 + CONTROLS + sentences times (all sentences
+    share the random draws) and the language model with its attention materialised once.
     """
     pixels, mask = prepared.pixel_values[None], prepared.chunk_mask[None]
     maps = _encode(model, pixels, mask, text, output_maps=True)
@@ -63,24 +62,25 @@ def explain(
     looked_TQ = _attention_to_image(model, maps, text, draft_ids)
     patch_weight_QM = _query_to_patches(model, maps)
     inside_CP = patches_with_image(prepared.grid, model.config.vision.patch_grid, len(prepared.chunk_mask))
-    evidence = []
+    live_CP = inside_CP[: patch_weight_QM.shape[1] // _patches(model)]
+    candidates = live_CP.flatten().nonzero().squeeze(1)
+    count = max(1, int(BLANKED_SHARE * len(candidates)))
+
+    def drop_without(patches: Tensor) -> Tensor:
+        changed = blank_patches(pixels, patches, tuple(model.config.vision.patch_size))
+        return before - _token_log_probabilities(model, _encode(model, changed, mask, text), text, draft_ids)
+
     generator = torch.Generator().manual_seed(seed)
+    draws = [candidates[torch.randperm(len(candidates), generator=generator)[:count]] for _ in range(CONTROLS)]
+    controls_RT = torch.stack([drop_without(draw) for draw in draws])
+    evidence = []
     for first, last in sentences:
         heat_CP = (looked_TQ[first:last].mean(dim=0) @ patch_weight_QM).unflatten(0, (-1, _patches(model)))
-        live_CP = inside_CP[: heat_CP.shape[0]]
         heat_CP = torch.where(live_CP, heat_CP, 0)
         heat_CP = heat_CP / heat_CP.sum().clamp(min=1e-12)
-        count = max(1, int(BLANKED_SHARE * int(live_CP.sum())))
-        hottest = heat_CP.flatten().topk(count).indices
-        candidates = live_CP.flatten().nonzero().squeeze(1)
-        random = candidates[torch.randperm(len(candidates), generator=generator)[:count]]
-        drops = []
-        for blanked in (hottest, random):
-            changed = blank_patches(pixels, blanked, tuple(model.config.vision.patch_size))
-            after = _token_log_probabilities(model, _encode(model, changed, mask, text), text, draft_ids)
-            drops.append(float((before - after)[first:last].mean()))
-        heat, to_ras = _heat_volume(model, heat_CP, prepared.grid)
-        evidence.append(SentenceEvidence(heat, to_ras, drops[0], drops[1]))
+        drop = float(drop_without(heat_CP.flatten().topk(count).indices)[first:last].mean())
+        control = float(controls_RT[:, first:last].mean(dim=1).max())
+        evidence.append(SentenceEvidence(*_heat_volume(model, heat_CP, prepared.grid), drop, control))
     return evidence
 
 

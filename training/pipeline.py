@@ -1,6 +1,5 @@
 """Chains of stages that can stop and go on: a stage whose result is there is not run again, a begun one is resumed."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,11 +64,3 @@ def take_tower(initial: Path, vision: Path) -> None:
     partial = initial / f"{WEIGHTS}.partial"
     save_file(weights | tower, partial, metadata={"format": "pt"})
     partial.replace(initial / WEIGHTS)
-
-
-def copy_checkpoint(source: Path, target: Path) -> None:
-    """Copy what a drafter loads, and the card, without trainer states, logs and plots."""
-    target.mkdir(parents=True, exist_ok=True)
-    for file in source.iterdir():
-        if file.is_file() and file.suffix in {".json", ".safetensors", ".jinja", ".md"}:
-            shutil.copy(file, target / file.name)

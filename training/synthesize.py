@@ -23,7 +23,6 @@ STAGES = ("questions", "answer", "filter", "refine", "narrative")
 QUESTIONS_A_REPORT = 4
 EXPECTED_OUTPUT_TOKENS = {"questions": 160, "answer": 220, "filter": 4, "refine": 220, "narrative": 300}
 """For the price before a run."""
-THINKING, ANSWER = "<thinking>", "<answer>"
 REPORT_WORDS = re.compile(
     r"\b(report|findings section|impression section|provided text|the text|described|states?d?)\b", re.I
 )

@@ -157,10 +157,3 @@ def test_sets_are_made_once_with_voxel_labels(tmp_path: Path) -> None:
     case = read_manifest(tmp_path / "tiny")[0]
     with np.load(case.image) as stored:
         assert {"hu", "affine", "organs", "findings"} <= set(stored)
-
-
-def test_what_a_drafter_loads_is_copied_and_no_trainer_state(towered: Path, tmp_path: Path) -> None:
-    pipeline.copy_checkpoint(towered, tmp_path / "shipped")
-    names = {file.name for file in (tmp_path / "shipped").iterdir()}
-    assert {"config.json", pipeline.WEIGHTS, "tokenizer.json"} <= names
-    assert "vision_state.pt" not in names

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.phantoms.vocabulary import CORE, Side
+from training.phantoms.vocabulary import Side
 
 SIZE_TOLERANCE = 0.25
 SIZE_BANDS = (("below_10_mm", 0, 10), ("10_to_20_mm", 10, 20), ("above_20_mm", 20, 10_000))
@@ -163,6 +163,3 @@ def false_positive_rate_on_normals(truths: Sequence[Sequence[Stated]], counts: S
     """Share of normal cases whose report states a finding; None when no case is normal."""
     normal = [case for truth, case in zip(truths, counts, strict=True) if not truth]
     return sum(1 for case in normal if case.invented) / len(normal) if normal else None
-
-
-CORE_KINDS = tuple(kind.value for kind in CORE)

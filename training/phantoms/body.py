@@ -21,8 +21,7 @@ from training.phantoms.shapes import (
 from training.phantoms.skeleton import Fracture, along_spine, spine_y
 
 NORMAL_SPLEEN_MM = 98.0
-NORMAL_HEART_MM = 122.0
-"""Craniocaudal length of the spleen, transverse diameter of the heart: middle of the normal range in the reference body."""
+"""Craniocaudal length of the reference body's spleen: the middle of the normal range."""
 
 CAVITY = (
     (-450.0, 55.0, 45.0, 0.0, 8.0),

@@ -15,7 +15,6 @@ from training.phantoms.shapes import (
     Shape,
     Slab,
     Union,
-    around,
 )
 
 LEVELS: dict[str, tuple[float, float]] = {
@@ -164,9 +163,3 @@ def pelvic_bones() -> tuple[Shape, ...]:
         bones.append(Capsule((sign * 74.0, 42.0, -395.0), (sign * 62.0, 55.0, -440.0), 12.0, 13.0))
         bones.append(Capsule(head, (sign * 140.0, 12.0, -425.0), 16.0, 20.0))
     return tuple(bones)
-
-
-def box_of_level(level: str) -> Bounds:
-    """Box around one vertebral body."""
-    center, height = LEVELS[level]
-    return around((0.0, spine_y(center), center), (24.0, 18.0, 0.5 * height))

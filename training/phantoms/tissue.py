@@ -30,7 +30,7 @@ class Tissue:
     bowel_wall: float
 
 
-AIR, LUNG, FAT, WATER = -1000.0, -865.0, -102.0, 6.0
+AIR, LUNG, FAT = -1000.0, -865.0, -102.0
 BILE, URINE, CORTICAL_BONE, SPONGY_BONE, DISC, CORD = 10.0, 4.0, 620.0, 190.0, 82.0, 32.0
 
 BY_PHASE = {
