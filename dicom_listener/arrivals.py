@@ -25,7 +25,7 @@ from dicom_listener.metrics import Metrics
 from dicom_listener.part10 import Held, read_file
 from dicom_listener.storage import Store
 from worker.core import arrivals, studies
-from worker.core.arrivals import Arrival
+from worker.core.arrivals import LONGEST_CODE, Arrival, CodedProcedure
 from worker.core.database import Database
 from worker.core.errors import DatabaseUnavailableError, InvalidObjectError, RetryableError
 from worker.core.records import Instance, Priority
@@ -99,6 +99,10 @@ def arrival(
         placer=_line(said.placer, 64),
         filler=_line(said.filler, 64),
         referring_physician=_line(said.referring_physician, 324),
+        requesting_physician=_line(said.requesting_physician, 324),
+        procedure=_procedure(said),
+        procedure_reason=_line(said.requested_procedure_reason, 64),
+        visit=_line(said.admission_id, 64),
         study_time=_study_time(said.study_date, said.study_time),
         study_description=_line(said.study_description, 64),
         modality=_line(said.modality, 16),
@@ -112,6 +116,14 @@ def _line(text: str, most: int) -> str:
     if text.isprintable():
         return text[:most]
     return _CONTROL_CHARACTERS.sub("", text)[:most]
+
+
+def _procedure(said: Attributes) -> CodedProcedure:
+    """The procedure's code, without which its words mean nothing; a cut code would be another one, so it is left out."""
+    code, system = _line(said.procedure_code, LONGEST_CODE + 1), _line(said.procedure_system, 16)
+    if not code or len(code) > LONGEST_CODE:
+        return CodedProcedure()
+    return CodedProcedure(code, _line(said.procedure_text, 64), system)
 
 
 def _date(value: str) -> date | None:

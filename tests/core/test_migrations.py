@@ -93,3 +93,17 @@ def test_what_a_message_says_is_still_fixed(old: Database) -> None:
     schema.upgrade(old)
     with pytest.raises(DBAPIError, match="cannot be changed"), old.write() as session:
         session.execute(sa.text("UPDATE messages SET result_status = 'P'"))
+
+
+def test_studies_survive_with_all_that_refers_to_them_and_say_nothing_of_their_order(old: Database) -> None:
+    messages_at_0003(old, "acknowledged")
+    schema.upgrade(old)
+    with old.read() as session:
+        rows = session.execute(
+            sa.text(
+                "SELECT s.study_instance_uid, s.procedure_code, s.visit, m.control_id FROM studies s "
+                "JOIN reports r ON r.study_id = s.id JOIN report_versions v ON v.report_id = r.id "
+                "JOIN messages m ON m.version_id = v.id"
+            )
+        ).all()
+    assert [tuple(row) for row in rows] == [("2.25.1", "", "", "C1")]

@@ -4,6 +4,7 @@ import pytest
 
 from tests.core.builders import drafted
 from worker.core import reports, studies
+from worker.core.arrivals import CodedProcedure
 from worker.core.database import Database
 from worker.core.records import ReportVersion
 
@@ -46,3 +47,32 @@ def test_procedure_code_comes_from_the_description_else_from_the_regions(sqlite_
     assert value(sqlite_database, version_id, procedure_codes=codes).order.procedure_code == "X1"
     order = value(sqlite_database, version_id).order
     assert (order.procedure_code, order.procedure_text, order.procedure_system) == ("CT", "CT Thorax", "L")
+
+
+CODED = CodedProcedure("3021-6", "CT THORAX W", "99SITE")
+
+
+def test_procedure_code_of_dicom_comes_after_the_description_and_before_the_regions(sqlite_database: Database) -> None:
+    version_id = drafted(sqlite_database, study_description="CT Thorax", procedure=CODED)
+    with sqlite_database.write() as session:
+        study_id = session.get_one(ReportVersion, version_id).report.study_id
+        studies.get(session, study_id).choice = {"volumes": [{"regions": ["chest"]}]}
+    codes = {"chest": "24627-2^CT Chest^LN"}
+    order = value(sqlite_database, version_id, procedure_codes=codes).order
+    assert (order.procedure_code, order.procedure_text, order.procedure_system) == ("3021-6", "CT THORAX W", "99SITE")
+    codes["ct thorax"] = "X1^Site chest^L"
+    assert value(sqlite_database, version_id, procedure_codes=codes).order.procedure_code == "X1"
+
+
+def test_code_without_scheme_or_words_is_a_local_one_with_the_description(sqlite_database: Database) -> None:
+    version_id = drafted(sqlite_database, study_description="CT Thorax", procedure=CodedProcedure("7"))
+    order = value(sqlite_database, version_id).order
+    assert (order.procedure_code, order.procedure_text, order.procedure_system) == ("7", "CT Thorax", "L")
+
+
+def test_who_asked_for_the_study_is_the_provider_before_who_referred_the_patient(sqlite_database: Database) -> None:
+    both = {"requesting_physician": "ASKS^ANN", "referring_physician": "REFERS^ROY"}
+    order = value(sqlite_database, drafted(sqlite_database, procedure_reason="cough", visit="V-1", **both)).order
+    assert (order.ordering_provider, order.reason, order.visit) == ("ASKS^ANN", "cough", "V-1")
+    alone = drafted(sqlite_database, referring_physician="REFERS^ROY")
+    assert value(sqlite_database, alone).order.ordering_provider == "REFERS^ROY"

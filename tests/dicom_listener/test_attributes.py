@@ -118,6 +118,67 @@ def test_image_of_two_orders_takes_what_they_share_and_belongs_to_neither_alone(
     assert order_numbers(ordered(ORDER, {**ORDER, 0x00402016: "PLACER-8"})) == ("ACC-7", "", "FILLER-7")
 
 
+def code(value: str, scheme: str = "99SITE", meaning: str = "CT Chest", *, keyword: str = "CodeValue") -> Dataset:
+    item = Dataset()
+    setattr(item, keyword, value)
+    item.CodingSchemeDesignator, item.CodeMeaning = scheme, meaning
+    return item
+
+
+def coded(data: Dataset, syntax: str = ExplicitVRLittleEndian) -> tuple[str, str, str]:
+    found = attributes.read(encoded(data, syntax), syntax, whole=True)
+    assert found is not None
+    return found.procedure_code, found.procedure_system, found.procedure_text
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda s: s.name)
+def test_procedure_code_of_the_request_comes_before_that_of_what_was_performed(syntax: str) -> None:
+    data = ordered(ORDER, undefined=True)
+    data.ProcedureCodeSequence = Sequence([code("PERFORMED")])
+    assert coded(data, syntax) == ("PERFORMED", "99SITE", "CT Chest")
+    data.RequestAttributesSequence[0].RequestedProcedureCodeSequence = Sequence([code("24627-2", "LN")])
+    assert coded(data, syntax) == ("24627-2", "LN", "CT Chest")
+    data.RequestedProcedureCodeSequence = Sequence([code("24627-2", "LN")])
+    assert coded(data, syntax) == ("24627-2", "LN", "CT Chest")
+
+
+def test_image_of_two_procedures_is_coded_as_neither() -> None:
+    data = described()
+    data.ProcedureCodeSequence = Sequence([code("1"), code("2")])
+    assert coded(data) == ("", "", "")
+    data.ProcedureCodeSequence = Sequence([code("1"), code("1")])
+    assert coded(data)[0] == "1"
+
+
+def test_code_may_be_long_has_its_character_set_and_is_none_without_a_value() -> None:
+    data = described()
+    data.SpecificCharacterSet = "ISO_IR 100"
+    data.ProcedureCodeSequence = Sequence([code("", meaning="no value")])
+    assert coded(data) == ("", "", "")
+    sctid = "16858601000119104"
+    data.ProcedureCodeSequence = Sequence([code(sctid, "SCT", "CT für Thorax", keyword="LongCodeValue")])
+    assert coded(data) == (sctid, "SCT", "CT für Thorax")
+
+
+def test_code_sequence_that_breaks_off_refuses_no_instance() -> None:
+    data = described()
+    raw = encoded(data, ExplicitVRLittleEndian)
+    at = raw.index(struct.pack("<HH2s", 0x10, 0x20, b"LO"))
+    broken = struct.pack("<HH2sHI", 0x08, 0x1032, b"SQ", 0, 16) + struct.pack("<HHI", 0xFFFE, 0xE000, 99) + b"\xff" * 8
+    found = attributes.read(raw[:at] + broken + raw[at:], ExplicitVRLittleEndian, whole=True)
+    assert found is not None
+    assert (found.patient_id, found.procedure_code) == ("MRN-1", "")
+
+
+def test_who_asked_and_why_is_read_from_the_request_and_the_visit_from_the_top_level() -> None:
+    data = ordered({0x00401002: "cough", 0x00321032: "ASKS^ANN"})
+    data.AdmissionID = "V-1"
+    found = attributes.read(encoded(data, ExplicitVRLittleEndian), ExplicitVRLittleEndian, whole=True)
+    assert found is not None
+    asked = (found.requested_procedure_reason, found.requesting_physician, found.admission_id)
+    assert asked == ("cough", "ASKS^ANN", "V-1")
+
+
 def test_request_that_breaks_off_refuses_no_instance() -> None:
     data = ordered()
     raw = encoded(data, ExplicitVRLittleEndian)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.uid import MRImageStorage, generate_uid
 from pynetdicom import _config
 
@@ -63,6 +63,22 @@ def test_rows_say_what_the_header_says(running: Running) -> None:
     assert (str(study.patient_birth_date), study.patient_sex) == ("1950-01-02", "F")
     assert (study.accession, study.description, study.calling_ae) == ("A-1", "CT Chest", "PACS")
     assert str(study.study_time) == "2025-03-04 05:06:07"
+
+
+def test_rows_say_what_was_ordered_and_a_code_too_long_for_its_column_is_none(running: Running) -> None:
+    code, request = Dataset(), Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "24627-2", "LN", "CT Chest"
+    request.RequestedProcedureCodeSequence, request.ReasonForTheRequestedProcedure = [code], "cough"
+    send(running.port, [ct(RequestAttributesSequence=[request], AdmissionID="V-1", RequestingPhysician="ASKS^ANN")])
+    code.LongCodeValue = "9" * 65
+    del code.CodeValue
+    send(running.port, [ct(ProcedureCodeSequence=[code])])
+    ordered, uncoded = running.sent.studies()
+    if not ordered.visit:
+        ordered, uncoded = uncoded, ordered
+    assert (ordered.procedure_code, ordered.procedure_text, ordered.procedure_system) == ("24627-2", "CT Chest", "LN")
+    assert (ordered.procedure_reason, ordered.visit, ordered.requesting_physician) == ("cough", "V-1", "ASKS^ANN")
+    assert (uncoded.procedure_code, uncoded.procedure_text, uncoded.procedure_system) == ("", "", "")
 
 
 def test_every_transfer_syntax_is_kept_byte_for_byte(running: Running, odd: Path) -> None:

@@ -21,6 +21,18 @@ from worker.core.report import Phi
 TRIES = 5  # two processes that insert the same study at once collide; the second sees the first's rows
 
 
+LONGEST_CODE = 64
+
+
+@dataclass(frozen=True)
+class CodedProcedure:
+    """A procedure as DICOM codes it; all empty when it does not."""
+
+    code: str = ""  # at most `LONGEST_CODE` characters
+    text: Phi = ""
+    system: str = ""  # Coding Scheme Designator: LN, SCT, 99..., which HL7 table 0396 shares
+
+
 @dataclass(frozen=True)
 class Arrival:
     """One instance that lies safely in the store, with what its rows need of its header."""
@@ -45,6 +57,10 @@ class Arrival:
     placer: Phi = ""
     filler: Phi = ""
     referring_physician: Phi = ""
+    requesting_physician: Phi = ""
+    procedure: CodedProcedure = CodedProcedure()
+    procedure_reason: Phi = ""
+    visit: Phi = ""
     study_time: datetime | None = None
     study_description: Phi = ""
     modality: str = ""
@@ -268,6 +284,12 @@ def patient_columns(arrival: Arrival) -> dict[str, object]:
         "placer": arrival.placer,
         "filler": arrival.filler,
         "referring_physician": arrival.referring_physician,
+        "requesting_physician": arrival.requesting_physician,
+        "procedure_code": arrival.procedure.code,
+        "procedure_text": arrival.procedure.text,
+        "procedure_system": arrival.procedure.system,
+        "procedure_reason": arrival.procedure_reason,
+        "visit": arrival.visit,
         "study_time": arrival.study_time,
         "description": arrival.study_description,
     }

@@ -120,8 +120,9 @@ def _learned(version: ReportVersion) -> tuple[Sentence, ...]:
 
 def names(study: Study) -> tuple[Phi, ...]:
     """What points to a person in the words of this study: names whole and in parts, and numbers."""
-    whole = _components([study.patient_name, study.referring_physician])
-    numbers = [study.patient_identifier, study.accession, study.placer, study.filler, study.study_instance_uid]
+    whole = _components([study.patient_name, study.referring_physician, study.requesting_physician])
+    orders = [study.accession, study.placer, study.filler, study.visit]
+    numbers = [study.patient_identifier, *orders, study.study_instance_uid]
     return (*_with_words(whole), *(n.strip() for n in numbers if len(n.strip()) >= SHORTEST_IDENTIFIER))
 
 

@@ -205,6 +205,14 @@ class Study(Base):
     choice: Mapped[dict[str, Any] | None]  # which series, why not the others, repairs; made by prepare
     model_input: Mapped[str | None] = mapped_column(sa.String(255))  # path below the store
 
+    # What was ordered, as DICOM says; added later, with the default that the older rows took.
+    requesting_physician: Mapped[str] = mapped_column(sa.String(324), default="", server_default="", info=PHI)
+    procedure_code: Mapped[str] = mapped_column(sa.String(64), default="", server_default="", info=PHI)
+    procedure_text: Mapped[str] = mapped_column(sa.String(64), default="", server_default="", info=PHI)
+    procedure_system: Mapped[str] = mapped_column(sa.String(16), default="", server_default="", info=PHI)
+    procedure_reason: Mapped[str] = mapped_column(sa.String(64), default="", server_default="", info=PHI)
+    visit: Mapped[str] = mapped_column(sa.String(64), default="", server_default="", info=PHI)
+
     series: Mapped[list["Series"]] = relationship(back_populates="study")
     report: Mapped["Report | None"] = relationship(back_populates="study")
 

@@ -181,7 +181,9 @@ def to_value(
             filler=study.filler
             or study.accession,  # HL7 wants one of the two; the accession is the filler's own number
             **_procedure(study, procedure_codes or {}),
-            ordering_provider=study.referring_physician,
+            ordering_provider=study.requesting_physician or study.referring_physician,
+            reason=study.procedure_reason,
+            visit=study.visit,
         ),
         study_time=study.study_time,
         status_time=version.status_time,
@@ -195,11 +197,15 @@ def to_value(
 
 
 def _procedure(study: Study, codes: Mapping[str, str]) -> dict[str, str]:
-    """OBR-4: the site's code for this description, else for these regions, else a local code with the description."""
+    """OBR-4: the site's code for this description, else DICOM's own, else the site's for these regions, else a local one."""
     volumes = (study.choice or {}).get("volumes", [])
     regions = "+".join(dict.fromkeys(region for volume in volumes for region in volume.get("regions", [])))
     known = {name.casefold(): code for name, code in codes.items()}
-    coded = known.get(study.description.casefold()) or known.get(regions.casefold())
+    coded = known.get(study.description.casefold())
+    if not coded and study.procedure_code:
+        text, system = study.procedure_text or study.description, study.procedure_system or "L"
+        return {"procedure_code": study.procedure_code, "procedure_text": text, "procedure_system": system}
+    coded = coded or known.get(regions.casefold())
     if coded:
         code, text, system = [*coded.split("^"), "", ""][:3]
         return {"procedure_code": code, "procedure_text": text, "procedure_system": system}
