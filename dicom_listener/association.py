@@ -45,7 +45,6 @@ class House(Protocol):
     settings: DicomSettings
     services: Services
     commitments: CommitmentService
-    tls: ssl.SSLContext | None
 
     def admit(self, association: "Association") -> Refusal | None:
         """Counts the association in, or says why not."""
@@ -58,16 +57,26 @@ class House(Protocol):
 
 
 class Association(threading.Thread):
-    """Serves one accepted connection."""
+    """Serves one accepted connection; one that came in by a port with TLS has its context."""
 
-    def __init__(self, house: House, number: int, connection: socket.socket, address: str, rows: Rows) -> None:
+    def __init__(
+        self,
+        house: House,
+        number: int,
+        connection: socket.socket,
+        address: str,
+        rows: Rows,
+        tls: ssl.SSLContext | None,
+    ) -> None:
         super().__init__(name=f"association-{number}", daemon=True)
         self.number = number
         self.address = address
         self.established = False
+        self.leaving = False
         self._house = house
         self._connection = connection
         self._rows = rows
+        self._tls = tls
         self._stream: PduStream | None = None
         self._sender: Sender | None = None
         self._contexts: Mapping[int, Context] = {}
@@ -122,6 +131,7 @@ class Association(threading.Thread):
 
     def cut(self) -> None:
         """Ends the connection at once, from any thread."""
+        self.leaving = True
         try:
             # Not SSLSocket.shutdown, which would drop the TLS state under the reading thread.
             socket.socket.shutdown(self._connection, socket.SHUT_RDWR if self._in_message else socket.SHUT_RD)
@@ -132,9 +142,9 @@ class Association(threading.Thread):
         settings = self._house.settings
         self._connection.settimeout(settings.artim_seconds)
         deadline = time.monotonic() + settings.artim_seconds
-        tls = self._house.tls is not None and not self._speaks_plainly()
-        if self._house.tls is not None and tls:
-            self._handshake(self._house.tls)
+        tls = self._tls is not None and not self._speaks_plainly()
+        if self._tls is not None and tls:
+            self._handshake(self._tls)
         stream = self._stream = PduStream(self._connection, settings.artim_seconds)
         stream.deadline = deadline
         outcome = self._negotiate(stream.request(), tls=tls)
@@ -173,7 +183,9 @@ class Association(threading.Thread):
 
     def _negotiate(self, request: bytes, *, tls: bool) -> Accepted | Refused:
         refuse = self._house.admit(self)
-        return negotiation.negotiate(request, self._house.settings, self.address, tls=tls, refuse=refuse)
+        tls_only = self._tls is not None
+        settings = self._house.settings
+        return negotiation.negotiate(request, settings, self.address, tls=tls, tls_only=tls_only, refuse=refuse)
 
     def _receive(self, stream: PduStream) -> Ending:
         max_pdu_bytes = self._house.settings.max_pdu_bytes

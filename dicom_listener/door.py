@@ -30,9 +30,18 @@ _NOBODY_THERE = frozenset({errno.EAGAIN, errno.EINTR, errno.ECONNABORTED})
 
 
 @dataclass(frozen=True)
+class Entrance:
+    """One listening port."""
+
+    listener: socket.socket
+    tls: bool = False  # who comes in by it must speak TLS
+
+
+@dataclass(frozen=True)
 class _Guest:
     connection: socket.socket
     address: str
+    tls: bool
     deadline: float  # monotonic
 
 
@@ -57,17 +66,17 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 class Door(threading.Thread):
-    """Accepts connections and hands over, by `enter`, those that have begun to speak."""
+    """Accepts connections and hands over, by `enter`, those that have begun to speak, with whether they must speak TLS."""
 
     def __init__(
         self,
-        listener: socket.socket,
-        enter: Callable[[socket.socket, str], None],
+        entrances: Iterable[Entrance],
+        enter: Callable[[socket.socket, str, bool], None],
         patience_seconds: float,
         metrics: Metrics,
     ) -> None:
         super().__init__(name="door", daemon=True)
-        self._listener = listener
+        self._entrances = tuple(entrances)
         self._enter = enter
         self._patience_seconds = patience_seconds
         self._metrics = metrics
@@ -77,18 +86,20 @@ class Door(threading.Thread):
 
     def run(self) -> None:
         """Accepts until `close`."""
-        self._selector.register(self._listener, selectors.EVENT_READ)
+        for entrance in self._entrances:
+            self._selector.register(entrance.listener, selectors.EVENT_READ, entrance)
         while not self._stopping:
             for key, _ in self._selector.select(TICK_SECONDS):
-                if key.fileobj is self._listener:
-                    self._accept()
+                if isinstance(key.data, Entrance):
+                    self._accept(key.data)
                 elif self._lobby.get(key.fd) is key.data:  # not shed by an arrival of this very round
                     self._knock(key.fd)
             self._expire()
         for fd in list(self._lobby):
             self._leave(fd).connection.close()
         self._selector.close()
-        self._listener.close()
+        for entrance in self._entrances:
+            entrance.listener.close()
 
     def close(self) -> None:
         """Stops accepting and closes what waits in the lobby."""
@@ -96,9 +107,9 @@ class Door(threading.Thread):
         if self.is_alive():
             self.join()
 
-    def _accept(self) -> None:
+    def _accept(self, entrance: Entrance) -> None:
         try:
-            connection, address = self._listener.accept()
+            connection, address = entrance.listener.accept()
         except OSError as error:
             # Linux hands the troubles of the arriving connection to accept as well (accept(2)): none may end the door.
             if error.errno in _TAKES_ROOM:
@@ -111,7 +122,7 @@ class Door(threading.Thread):
             return
         if len(self._lobby) >= LOBBY_SIZE:
             self._shed()
-        guest = _Guest(connection, str(address[0]), time.monotonic() + self._patience_seconds)
+        guest = _Guest(connection, str(address[0]), entrance.tls, time.monotonic() + self._patience_seconds)
         self._lobby[connection.fileno()] = guest
         self._selector.register(connection, selectors.EVENT_READ, guest)
 
@@ -119,7 +130,7 @@ class Door(threading.Thread):
         guest = self._leave(fd)
         try:
             guest.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._enter(guest.connection, guest.address)
+            self._enter(guest.connection, guest.address, guest.tls)
         except (OSError, RuntimeError) as error:  # RuntimeError: the system gives no more threads
             log.error("connection_not_served", error=type(error).__name__)
             guest.connection.close()

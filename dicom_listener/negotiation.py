@@ -67,6 +67,7 @@ class Refusal(StrEnum):
     CALLING_AE_TITLE = "calling AE title is not a configured peer"
     ADDRESS = "the peer's address is not the configured one"
     TLS_REQUIRED = "the port speaks TLS and the peer does not"
+    PEER_WITHOUT_TLS = "the peer is configured to speak TLS and came without"
     APPLICATION_CONTEXT = "application context is not DICOM"
     TOO_MANY = "all associations are in use"
     STOPPING = "the listener is stopping"
@@ -78,6 +79,7 @@ _REJECTIONS = {
     Refusal.CALLING_AE_TITLE: (1, 1, 3),
     Refusal.ADDRESS: (1, 1, 3),
     Refusal.TLS_REQUIRED: (1, 1, 1),
+    Refusal.PEER_WITHOUT_TLS: (1, 1, 1),
     Refusal.APPLICATION_CONTEXT: (1, 1, 2),
     Refusal.TOO_MANY: (2, 3, 2),
     Refusal.STOPPING: (2, 3, 1),
@@ -113,16 +115,17 @@ class Refused:
 
 
 def negotiate(
-    request: bytes, settings: DicomSettings, address: str, *, tls: bool, refuse: Refusal | None
+    request: bytes, settings: DicomSettings, address: str, *, tls: bool, tls_only: bool, refuse: Refusal | None
 ) -> Accepted | Refused:
     """Decides about an A-ASSOCIATE-RQ PDU from `address`; `refuse` is a reason of the caller's that comes last.
 
+    `tls` says how it came, `tls_only` that its port takes nothing else.
     Raises `ProtocolError` when the bytes are no A-ASSOCIATE-RQ.
     """
     called, calling = (_title(request[field]) for field in (_CALLED, _CALLING))
     wanted = _decode(_with_titles(request, called, calling))
     reason, peer = _admit(wanted, called, calling, settings, address, tls=tls)
-    reason = reason or refuse
+    reason = (Refusal.TLS_REQUIRED if tls_only and not tls else reason) or refuse
     if reason:
         return Refused(_printable(calling), reason, _reject(reason))
     results = [_answer(context, settings) for context in wanted.presentation_context_definition_list]
@@ -179,8 +182,6 @@ def _admit(
     """The reason to refuse, or None and the configured peer that calls."""
     if wanted.application_context_name != APPLICATION_CONTEXT:
         return Refusal.APPLICATION_CONTEXT, None
-    if settings.tls_certificate is not None and not tls:
-        return Refusal.TLS_REQUIRED, None
     if called != settings.ae_title.strip():
         return Refusal.CALLED_AE_TITLE, None
     if not calling:
@@ -190,8 +191,11 @@ def _admit(
         if settings.any_peer or (not settings.peers and _inside(address, _LOOPBACK)):
             return None, None
         return (Refusal.CALLING_AE_TITLE if settings.peers else Refusal.ADDRESS), None
-    peer = next((p for p in named if not p.address or _inside(address, [_network(p.address)])), None)
-    return (None, peer) if peer else (Refusal.ADDRESS, None)
+    here = [p for p in named if not p.address or _inside(address, [_network(p.address)])]
+    if not here:
+        return Refusal.ADDRESS, None
+    peer = next((p for p in here if tls or not p.tls), None)
+    return (None, peer) if peer else (Refusal.PEER_WITHOUT_TLS, None)
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:

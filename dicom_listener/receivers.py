@@ -116,13 +116,14 @@ class Pool:
         """Whether the thread that watches over the processes runs."""
         return self._thread.is_alive()
 
-    def enter(self, connection: socket.socket, address: str) -> None:
+    def enter(self, connection: socket.socket, address: str, tls: bool) -> None:
         """Hands a connection to the process that serves the fewest."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        guest = json.dumps([address, tls]).encode()
         with connection, theirs, self._lock:
             for receiver in sorted(self._receivers, key=lambda r: r.load):
                 try:
-                    socket.send_fds(receiver.control, [address.encode()], [connection.fileno(), theirs.fileno()])
+                    socket.send_fds(receiver.control, [guest], [connection.fileno(), theirs.fileno()])
                 except OSError as error:  # it just died, or its queue is full
                     log.warning("receiver_unavailable", error=type(error).__name__)
                     continue
@@ -297,12 +298,13 @@ def _receive(control: socket.socket, settings: Settings) -> None:
             next_status = now + STATUS_SECONDS
         if not poll.poll(max(0.0, next_status - time.monotonic()) * 1000):
             continue
-        address, descriptors, _, _ = socket.recv_fds(control, 256, 2)
+        guest, descriptors, _, _ = socket.recv_fds(control, 256, 2)
         if not descriptors:
             break
         connection, channel = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+        address, tls = json.loads(guest)
         try:
-            reception.enter(connection, address.decode(), ChannelRows(channel))
+            reception.enter(connection, address, ChannelRows(channel), tls=tls)
         except RuntimeError as error:
             log.error("connection_not_served", error=type(error).__name__)
             connection.close()

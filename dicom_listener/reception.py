@@ -25,6 +25,7 @@ from worker.core.settings import DicomSettings, Settings
 log = structlog.get_logger(__name__)
 
 HALF_OPEN = 32  # associations that have spoken but not yet named themselves; more shed the oldest
+SHED_SECONDS = 0.1  # one that is shed is waited for, so that its thread is gone before the next begins
 STOP_SECONDS = 10.0  # what is being received may finish within this
 AUDIT_BUSY_SECONDS = 2.0
 REFUSAL_QUIET_SECONDS = 60.0  # a peer that is refused again for the same reason is counted, not audited anew
@@ -97,26 +98,35 @@ class Reception:
         """Connections served now."""
         return len(self._associations)
 
-    def enter(self, connection: socket, address: str, rows: Rows) -> None:
+    def enter(self, connection: socket, address: str, rows: Rows, *, tls: bool) -> None:
         """Gives a connection its thread; the oldest half-open one goes when there are too many.
 
-        Raises `RuntimeError` when the system gives no thread; the connection is then as it was.
+        `tls` says that it came in by a port that speaks TLS. Raises `RuntimeError` when the system gives no thread; the
+        connection is then as it was.
         """
+        self._make_room()
         with self._lock:
             self._number += 1
-            association = Association(self, self._number, connection, address, rows)
-            half_open = [a for a in self._associations.values() if not a.established]
-            if len(half_open) >= HALF_OPEN:
-                half_open[oldest_of_busiest(a.address for a in half_open)].cut()
-                self._metrics.shed.inc()
+            association = Association(self, self._number, connection, address, rows, self.tls if tls else None)
             self._associations[association.number] = association
-            self._metrics.half_open.set(len(half_open) + 1)
+            self._metrics.half_open.set(len(self._associations) - self._established)
         try:
             association.start()
         except RuntimeError:  # no more threads: the connection is the caller's again
             rows.close()
             self.ended(association, Ending.CONNECTION_LOST)
             raise
+
+    def _make_room(self) -> None:
+        """Sheds a half-open association when there are too many, one that was not shed before and is still on its way out."""
+        with self._lock:
+            half_open = [a for a in self._associations.values() if not a.established and not a.leaving]
+            if len(half_open) < HALF_OPEN:
+                return
+            shed = half_open[oldest_of_busiest(a.address for a in half_open)]
+            shed.cut()
+        self._metrics.shed.inc()
+        shed.join(SHED_SECONDS)
 
     def admit(self, association: Association) -> Refusal | None:
         """Counts an association in once its request is there, or says why not."""

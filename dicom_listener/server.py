@@ -14,7 +14,7 @@ from dicom_listener.arrivals import Completer, Holds, Ranking, Recovery, Submit
 from dicom_listener.association import Association
 from dicom_listener.committer import Committer, LocalRows
 from dicom_listener.corrected_headers import Corrections
-from dicom_listener.door import Door, listen
+from dicom_listener.door import Door, Entrance, listen
 from dicom_listener.metrics import Metrics
 from dicom_listener.receivers import ROWS_THREAD, Pool
 from dicom_listener.reception import Reception
@@ -46,6 +46,7 @@ class Listener:
         self._closing = False
         self._health: HealthServer | None = None
         self.port = 0
+        self.tls_port: int | None = None  # where the two are apart
         self.metrics_port = 0
 
     def start(self) -> None:
@@ -58,22 +59,29 @@ class Listener:
         self._recovery.start()
         self._reception.commitments.start()
         settings = self._settings.dicom
-        try:
-            listening = listen(settings.host, settings.port)
-        except OSError as error:
-            raise SettingsError(
-                f"cannot listen on {settings.host} port {settings.port} ({error.strerror}); "
-                "stop what holds it or set MU2_DICOM__PORT"
-            ) from error
-        self.port = listening.getsockname()[1]
         enter = self._pool.enter if self._pool else self._enter
-        self._door = Door(listening, enter, settings.artim_seconds, self.metrics)
+        self._door = Door(self._entrances(), enter, settings.artim_seconds, self.metrics)
         self._door.start()
         self._completer.start()
         checks = {"database": self._database_answers, "store": self._store_has_room, "rows": self._recovery.done}
         self._health = HealthServer(settings.metrics_host, settings.metrics_port, registry, checks, self.is_alive)
         self.metrics_port = self._health.port
         log.info("listener_started", host=settings.host, port=self.port, tls=self._reception.tls is not None)
+
+    def _entrances(self) -> list[Entrance]:
+        dicom, tls = self._settings.dicom, self._reception.tls is not None
+        if dicom.tls_port is None:
+            only = Entrance(_listen(dicom.host, dicom.port, "PORT"), tls)
+            self.port = only.listener.getsockname()[1]
+            return [only]
+        plain = Entrance(_listen(dicom.host, dicom.port, "PORT"))
+        try:
+            secure = Entrance(_listen(dicom.host, dicom.tls_port, "TLS_PORT"), tls=True)
+        except SettingsError:
+            plain.listener.close()
+            raise
+        self.port, self.tls_port = (entrance.listener.getsockname()[1] for entrance in (plain, secure))
+        return [plain, secure]
 
     def close(self) -> None:
         """Lets what is being received finish for a bounded time, answers it, aborts the rest, and ends every thread."""
@@ -94,8 +102,8 @@ class Listener:
         parts = (self._door, self._pool, self._completer, self._recovery, self._reception.commitments)
         return self._closing or all(part.is_alive() for part in parts if part is not None)
 
-    def _enter(self, connection: socket, address: str) -> None:
-        self._reception.enter(connection, address, self._rows())
+    def _enter(self, connection: socket, address: str, tls: bool) -> None:
+        self._reception.enter(connection, address, self._rows(), tls=tls)
 
     def _rows(self) -> LocalRows:
         return LocalRows(self._committer, self._corrections, self._holds, next(self._numbers))
@@ -117,6 +125,15 @@ class Listener:
         except StoreUnavailableError:
             return False
         return True
+
+
+def _listen(host: str, port: int, setting: str) -> socket:
+    try:
+        return listen(host, port)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {host} port {port} ({error.strerror}); stop what holds it or set MU2_DICOM__{setting}"
+        ) from error
 
 
 def serve(

@@ -7,9 +7,10 @@ from worker.core.settings import DicomSettings
 
 
 def server_context(settings: DicomSettings) -> ssl.SSLContext | None:
-    """The port's TLS context, or None when no certificate is set; raises `SettingsError` for half-made settings."""
+    """The context of the port that speaks TLS, None without a certificate; raises `SettingsError` for half-made settings."""
     if settings.tls_certificate is None:
-        if settings.tls_key or settings.tls_ca or any(peer.tls for peer in settings.peers):
+        half = settings.tls_key or settings.tls_ca or settings.tls_port is not None
+        if half or any(peer.tls for peer in settings.peers):
             raise SettingsError("TLS is asked for without MU2_DICOM__TLS_CERTIFICATE; set it and MU2_DICOM__TLS_KEY")
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -65,6 +65,7 @@ def with_chosen_ports(settings: Settings) -> Settings:
     dicom = settings.dicom.model_copy(
         update={
             "port": settings.dicom.port or free_port(),
+            "tls_port": free_port() if settings.dicom.tls_port == 0 else settings.dicom.tls_port,
             "metrics_port": settings.dicom.metrics_port or free_port(),
         }
     )

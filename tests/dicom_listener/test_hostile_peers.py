@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 from pydicom.uid import generate_uid
 
-from dicom_listener.door import LOBBY_SIZE, Door, listen, oldest_of_busiest
+from dicom_listener.association import Association
+from dicom_listener.door import LOBBY_SIZE, Door, Entrance, listen, oldest_of_busiest
 from dicom_listener.metrics import Metrics
+from dicom_listener.reception import HALF_OPEN
 from dicom_listener.statuses import Status
 from dicom_listener.storage import Incoming
 from tests.dicom_listener.conftest import Running
@@ -57,6 +59,25 @@ def test_two_hundred_half_open_clients_stop_nobody(running: Running, first_words
         an_honest_study_arrives(running)
         assert resident_bytes() - before < MOST_GROWTH_BYTES
     an_honest_study_arrives(running)
+
+
+def test_no_more_threads_wait_for_half_open_clients_when_those_that_are_shed_leave_slowly(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    present = []
+
+    def slowly(association: Association, leave: Callable[[Association], None] = Association._let_go) -> None:
+        present.append(running.listener._reception.present)
+        time.sleep(0.02)
+        leave(association)
+
+    with monkeypatch.context() as busy:
+        busy.setattr(Association, "_let_go", slowly)
+        with silent(running.port, 3 * HALF_OPEN, request_pdu()[:16]):
+            eventually(lambda: running.sent.counted("mu2_dicom_shed_connections_total") == 2 * HALF_OPEN)
+            an_honest_study_arrives(running)
+    assert len(present) > 2 * HALF_OPEN
+    assert max(present) <= HALF_OPEN + 1
 
 
 def test_half_open_clients_are_let_go_after_their_time(start: Callable[..., Running]) -> None:
@@ -203,7 +224,7 @@ def test_guest_who_speaks_in_the_round_in_which_he_is_shed_ends_nothing(monkeypa
     monkeypatch.setattr("dicom_listener.door.LOBBY_SIZE", 1)
     entered: list[socket.socket] = []
     listener = listen("127.0.0.1", 0)
-    opened = Door(listener, lambda connection, _: entered.append(connection), 10.0, Metrics())
+    opened = Door([Entrance(listener)], lambda connection, *_: entered.append(connection), 10.0, Metrics())
     opened.start()
     address = listener.getsockname()
     with socket.create_connection(address) as guest:
@@ -234,7 +255,7 @@ def test_error_of_an_arriving_connection_does_not_end_the_door(number: int) -> N
     plain = listen("127.0.0.1", 0)
     listener = Troubled(fileno=plain.detach())
     entered: list[socket.socket] = []
-    opened = Door(listener, lambda connection, _: entered.append(connection), 10.0, Metrics())
+    opened = Door([Entrance(listener)], lambda connection, *_: entered.append(connection), 10.0, Metrics())
     opened.start()
     with socket.create_connection(listener.getsockname()) as client:
         client.send(b"x")

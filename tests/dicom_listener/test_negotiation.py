@@ -23,7 +23,9 @@ EXPLICIT, IMPLICIT, HTJ2K = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840
 
 
 def answer(request: bytes, address: str = "127.0.0.1", *, tls: bool = False, **dicom: Any) -> Accepted | Refused:
-    return negotiate(request, DicomSettings(**dicom), address, tls=tls, refuse=None)
+    return negotiate(
+        request, DicomSettings(**dicom), address, tls=tls, tls_only="tls_certificate" in dicom, refuse=None
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,9 @@ def answer(request: bytes, address: str = "127.0.0.1", *, tls: bool = False, **d
         ({"peers": (Peer(ae_title="PACS", address="fe80::/10"),)}, "fe80::1%eth0", False, {}, None),
         ({"tls_certificate": Path("server.pem")}, "127.0.0.1", False, {}, Refusal.TLS_REQUIRED),
         ({"tls_certificate": Path("server.pem")}, "127.0.0.1", True, {}, None),
+        ({"peers": (Peer(ae_title="PACS", tls=True),)}, "127.0.0.1", True, {}, None),
+        ({"peers": (Peer(ae_title="PACS", tls=True),)}, "127.0.0.1", False, {}, Refusal.PEER_WITHOUT_TLS),
+        ({"peers": (Peer(ae_title="PACS", tls=True), Peer(ae_title="PACS"))}, "127.0.0.1", False, {}, None),
     ],
 )
 def test_peers_are_admitted_by_title_address_and_tls(
@@ -91,7 +96,7 @@ def test_titles_that_are_none_are_rejected_rather_than_aborted(called: bytes, ca
 
 @pytest.mark.parametrize("reason", list(Refusal))
 def test_every_refusal_is_an_association_reject(reason: Refusal) -> None:
-    outcome = negotiate(request_pdu(), DicomSettings(), "127.0.0.1", tls=False, refuse=reason)
+    outcome = negotiate(request_pdu(), DicomSettings(), "127.0.0.1", tls=False, tls_only=False, refuse=reason)
     assert isinstance(outcome, Refused)
     pdu = A_ASSOCIATE_RJ()
     pdu.decode(outcome.reply)

@@ -76,6 +76,23 @@ def test_dcmtk_sends_by_tls_with_certificates_on_both_sides(
     assert len(running.sent.instances()) == 1
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_storescu_sends_to_a_plain_and_a_tls_port_of_one_listener(
+    start: Callable[..., Running], certificates: Certificates, tmp_path: Path, processes: int
+) -> None:
+    running = start(**certificates.settings, tls_ca=certificates.ca, tls_port=0, processes=processes)
+    for name in ("plain.dcm", "secured.dcm"):
+        ct().save_as(tmp_path / name, enforce_file_format=True)
+    tls = ["+tls", certificates.client_key, certificates.client, "+cf", certificates.ca]
+    plain_target = ["-aec", "MU2", "127.0.0.1", str(running.port)]
+    tls_target = ["-aec", "MU2", "127.0.0.1", str(running.listener.tls_port)]
+    assert run("storescu", *plain_target, tmp_path / "plain.dcm").returncode == 0
+    assert run("storescu", *tls, *tls_target, tmp_path / "secured.dcm").returncode == 0
+    assert run("storescu", *tls_target, tmp_path / "plain.dcm").returncode != 0
+    assert run("storescu", *tls, *plain_target, tmp_path / "secured.dcm").returncode != 0
+    assert len(running.sent.instances()) == 2
+
+
 def test_orthanc_forwards_a_study_as_the_pacs(real_series: list[Path], sqlite_template: Path, tmp_path: Path) -> None:
     """Orthanc's DICOM port cannot bind to the loopback alone, so both run in a network of their own."""
     if not shutil.which("Orthanc") or not shutil.which("unshare"):

@@ -66,10 +66,45 @@ def test_tls_handshake_has_its_time_out(start: Callable[..., Running], certifica
         eventually(lambda: running.sent.counted("mu2_dicom_associations_total", outcome="stalled") == 3)
 
 
+def test_two_ports_take_who_speaks_plainly_and_who_speaks_tls(
+    start: Callable[..., Running], certificates: Certificates
+) -> None:
+    running = start(**certificates.settings, tls_port=0)
+    tls_port = running.listener.tls_port
+    assert tls_port not in (None, running.port)
+    options = {"tls_args": (context(certificates), "127.0.0.1")}
+    assert send(running.port, [ct()]) + send(tls_port, [ct()], **options) == [Status.SUCCESS] * 2
+    assert not echo(running.port, **options)
+    assert connect(tls_port).is_rejected
+
+
+def test_peer_who_must_speak_tls_is_refused_at_the_plain_port(
+    start: Callable[..., Running], certificates: Certificates
+) -> None:
+    peers = (Peer(ae_title="PACS", tls=True), Peer(ae_title="SCANNER"))
+    running = start(**certificates.settings, tls_port=0, peers=peers)
+    assert connect(running.port).is_rejected
+    assert echo(running.port, calling="SCANNER")
+    assert echo(running.listener.tls_port, tls_args=(context(certificates), "127.0.0.1"))
+    with running.sent.database.read() as session:
+        (event,) = session.scalars(sa.select(AuditEvent)).all()
+    assert event.detail["reason"] == Refusal.PEER_WITHOUT_TLS.value
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{"tls_key": Path("key.pem")}, {"peers": (Peer(ae_title="PACS", tls=True),)}, {"tls_certificate": Path("no.pem")}],
-    ids=["key without certificate", "peer that needs TLS without a certificate", "file that is not there"],
+    [
+        {"tls_key": Path("key.pem")},
+        {"peers": (Peer(ae_title="PACS", tls=True),)},
+        {"tls_certificate": Path("no.pem")},
+        {"tls_port": 0},
+    ],
+    ids=[
+        "key without certificate",
+        "peer that needs TLS without a certificate",
+        "file that is not there",
+        "port without certificate",
+    ],
 )
 def test_half_made_tls_settings_are_a_clear_error(
     settings: Callable[..., Settings], changes: dict[str, object]

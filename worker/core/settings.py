@@ -48,7 +48,7 @@ class Peer(_Group):
     port: Port = Field(0, description="Its own DICOM port, for storage commitment reports; 0 when it has none.")
     priority: Literal["stat", "urgent", "routine"] | None = Field(None, description="Rank of all its studies.")
     tls: bool = Field(
-        False, description="It speaks TLS: the port must have a certificate, and reports go to it by TLS."
+        False, description="It speaks TLS and is refused without; storage commitment reports go to it by TLS."
     )
 
     @field_validator("address")
@@ -83,7 +83,12 @@ class DicomSettings(_Group):
     idle_seconds: Seconds = Field(60.0, description="Wait for the next message, or the rest of one.")
     keep_other_objects: bool = Field(True, description="Keep objects that are not CT images (never reported).")
     storage_commitment: bool = Field(False, description="Offer Storage Commitment; a modality may then erase its copy.")
-    tls_certificate: Path | None = Field(None, description="Certificate (PEM); with the key, the port speaks TLS only.")
+    tls_certificate: Path | None = Field(
+        None, description="Certificate (PEM); with the key, the port speaks TLS only, or tls_port where that is set."
+    )
+    tls_port: Port | None = Field(
+        None, description="A second port, which speaks TLS; the first then speaks plainly. 0 takes a free one."
+    )
     tls_key: Path | None = Field(None, description="Private key (PEM) of the certificate.")
     tls_ca: Path | None = Field(
         None, description="CA (PEM) that client certificates must come from; unset asks for none."
@@ -92,6 +97,12 @@ class DicomSettings(_Group):
     metrics_port: Port = Field(
         9101, description="Port of /livez, /readyz and /metrics of the listener; 0 takes a free one."
     )
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.tls_port and self.tls_port == self.port:
+            raise ValueError("tls_port must differ from port; leave it out where the one port speaks TLS only")
+        return self
 
 
 class StoreSettings(_Group):
@@ -211,7 +222,7 @@ class Hl7Settings(_Group):
     assigning_authority: str = Field("", description="PID-3 authority when DICOM names none.")
     procedure_codes: dict[str, str] = Field(
         {"chest": "24627-2^CT Chest^LN"},
-        description="OBR-4 as code^text^system by study description, or by the regions shown joined with +.",
+        description="OBR-4 as code^text^system by study description, else, where DICOM brings no code, by regions joined by +.",
     )
 
     @model_validator(mode="after")

@@ -24,25 +24,31 @@ _DRAFTS = {
 def listener(settings: Settings) -> Iterator[Check]:
     """The listener answers a C-ECHO, or refuses it for a reason that is a rule of its own."""
     dicom = settings.dicom
-    where = f"{dicom.ae_title} on {dicom.host}:{dicom.port}"
-    if dicom.port == 0:
-        yield warn("listener", "its port is chosen at each start", "set MU2_DICOM__PORT, so that the PACS finds it")
-        return
-    try:
-        answer = _echo(dicom)
-    except (OSError, ssl.SSLError) as error:
-        yield fail("listener", f"{where}: TLS failed ({type(error).__name__})", "look at MU2_DICOM__TLS_*")
-        return
-    if answer == "echo":
-        yield ok("listener", f"{where} answers C-ECHO")
-    elif answer == "rejected":
-        yield ok("listener", f"{where} is up and refuses callers that are no peers, as it should")
+    if dicom.tls_port is None:
+        yield _port(dicom, dicom.port, tls=dicom.tls_certificate is not None)
     else:
-        yield fail("listener", f"{where} does not answer", "start `mu2 up` or `mu2 listener`; see its log")
+        yield _port(dicom, dicom.port, tls=False)
+        yield _port(dicom, dicom.tls_port, tls=True)
     if dicom.any_peer:
         yield warn("peers", "any AE title from any address may send", "list the peers and unset MU2_DICOM__ANY_PEER")
     elif not dicom.peers:
         yield warn("peers", "none is set: only this machine may send", "list the PACS in MU2_DICOM__PEERS")
+
+
+def _port(dicom: DicomSettings, port: int, *, tls: bool) -> Check:
+    where = f"{dicom.ae_title} on {dicom.host}:{port}" + (" by TLS" if tls else "")
+    if port == 0:
+        setting = "MU2_DICOM__TLS_PORT" if dicom.tls_port == 0 and tls else "MU2_DICOM__PORT"
+        return warn("listener", "its port is chosen at each start", f"set {setting}, so that the PACS finds it")
+    try:
+        answer = _echo(dicom, port, tls=tls)
+    except (OSError, ssl.SSLError) as error:
+        return fail("listener", f"{where}: TLS failed ({type(error).__name__})", "look at MU2_DICOM__TLS_*")
+    if answer == "echo":
+        return ok("listener", f"{where} answers C-ECHO")
+    if answer == "rejected":
+        return ok("listener", f"{where} is up and refuses callers that are no peers, as it should")
+    return fail("listener", f"{where} does not answer", "start `mu2 up` or `mu2 listener`; see its log")
 
 
 def destinations(settings: Settings) -> Iterator[Check]:
@@ -61,12 +67,12 @@ def destinations(settings: Settings) -> Iterator[Check]:
             yield warn(name, finding, 'set processing_id = "P" when the site goes live')
 
 
-def _echo(dicom: DicomSettings) -> str:
+def _echo(dicom: DicomSettings, port: int, *, tls: bool) -> str:
     entity = AE(ae_title=dicom.peers[0].ae_title if dicom.peers else CALLING_AE)
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = ECHO_SECONDS
     entity.add_requested_context(Verification)
     host = EVERY_INTERFACE.get(dicom.host, dicom.host)
-    association = entity.associate(host, dicom.port, ae_title=dicom.ae_title, tls_args=_tls(dicom))
+    association = entity.associate(host, port, ae_title=dicom.ae_title, tls_args=_tls(dicom) if tls else None)
     if association.is_established:
         association.send_c_echo()
         association.release()
@@ -74,13 +80,12 @@ def _echo(dicom: DicomSettings) -> str:
     return "rejected" if association.is_rejected else "silent"
 
 
-def _tls(dicom: DicomSettings) -> tuple[ssl.SSLContext, str] | None:
+def _tls(dicom: DicomSettings) -> tuple[ssl.SSLContext, str]:
     """A client's context that trusts exactly the listener's own certificate and shows the same one."""
-    if dicom.tls_certificate is None:
-        return None
     context = ssl.create_default_context(cafile=dicom.tls_certificate)
     context.check_hostname = False  # the certificate itself is what is trusted, whatever name it bears
-    context.load_cert_chain(dicom.tls_certificate, dicom.tls_key)
+    if dicom.tls_certificate is not None:
+        context.load_cert_chain(dicom.tls_certificate, dicom.tls_key)
     return context, ""
 
 
