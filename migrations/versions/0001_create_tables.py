@@ -72,6 +72,29 @@ _TRIGGERS = {"sqlite": _sqlite_triggers(), "postgresql": _postgresql_triggers()}
 
 
 def upgrade() -> None:
+    _create_audit_events()
+    _create_commitments()
+    _create_heartbeats()
+    _create_leases()
+    _create_studies()
+    _create_users()
+    _create_attempts()
+    _create_reports()
+    _create_series()
+    _create_instances()
+    _create_report_versions()
+    _create_sentences()
+    _create_signatures()
+    _create_messages()
+    for statement in _TRIGGERS[op.get_bind().dialect.name]:
+        op.execute(sa.DDL(statement.replace("%", "%%")))
+
+
+def downgrade() -> None:
+    raise RuntimeError("0001 is the first revision: restore a backup instead of dropping every report")
+
+
+def _create_audit_events() -> None:
     op.create_table(
         "audit_events",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False),
@@ -89,6 +112,9 @@ def upgrade() -> None:
         sa.UniqueConstraint("sha256", name=op.f("uq_audit_events_sha256")),
     )
     op.create_index(op.f("ix_audit_events_study_id"), "audit_events", ["study_id"], unique=False)
+
+
+def _create_commitments() -> None:
     op.create_table(
         "commitments",
         sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
@@ -114,6 +140,9 @@ def upgrade() -> None:
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_commitments")),
     )
+
+
+def _create_heartbeats() -> None:
     op.create_table(
         "heartbeats",
         sa.Column("owner", sa.String(length=100), nullable=False),
@@ -124,6 +153,9 @@ def upgrade() -> None:
         sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("owner", name=op.f("pk_heartbeats")),
     )
+
+
+def _create_leases() -> None:
     op.create_table(
         "leases",
         sa.Column("name", sa.String(length=32), nullable=False),
@@ -131,6 +163,9 @@ def upgrade() -> None:
         sa.Column("until", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_leases")),
     )
+
+
+def _create_studies() -> None:
     op.create_table(
         "studies",
         sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
@@ -188,6 +223,9 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_studies_status_priority_due_at"), "studies", ["status", "priority", "due_at"], unique=False
     )
+
+
+def _create_users() -> None:
     op.create_table(
         "users",
         sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
@@ -214,6 +252,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_users")),
         sa.UniqueConstraint("username", name=op.f("uq_users_username")),
     )
+
+
+def _create_attempts() -> None:
     op.create_table(
         "attempts",
         sa.Column("token", sa.Uuid(as_uuid=False), nullable=False),
@@ -252,6 +293,9 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_attempts_study_id_revision_stage"), "attempts", ["study_id", "revision", "stage"], unique=False
     )
+
+
+def _create_reports() -> None:
     op.create_table(
         "reports",
         sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
@@ -278,6 +322,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_reports")),
         sa.UniqueConstraint("study_id", name=op.f("uq_reports_study_id")),
     )
+
+
+def _create_series() -> None:
     op.create_table(
         "series",
         sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
@@ -290,6 +337,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_series")),
         sa.UniqueConstraint("study_id", "series_instance_uid", name=op.f("uq_series_study_id_series_instance_uid")),
     )
+
+
+def _create_instances() -> None:
     op.create_table(
         "instances",
         sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
@@ -328,6 +378,9 @@ def upgrade() -> None:
         sqlite_where=sa.text("disposition = 'kept'"),
         postgresql_where=sa.text("disposition = 'kept'"),
     )
+
+
+def _create_report_versions() -> None:
     op.create_table(
         "report_versions",
         sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
@@ -375,6 +428,9 @@ def upgrade() -> None:
         sqlite_where=sa.text("author_kind = 'machine'"),
         postgresql_where=sa.text("author_kind = 'machine'"),
     )
+
+
+def _create_sentences() -> None:
     op.create_table(
         "sentences",
         sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
@@ -425,6 +481,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sentences")),
         sa.UniqueConstraint("version_id", "ordinal", name=op.f("uq_sentences_version_id_ordinal")),
     )
+
+
+def _create_signatures() -> None:
     op.create_table(
         "signatures",
         sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
@@ -442,6 +501,9 @@ def upgrade() -> None:
         sa.UniqueConstraint("version_id", "text_sha256", name=op.f("uq_signatures_version_id_text_sha256")),
         sa.UniqueConstraint("version_id", name=op.f("uq_signatures_version_id")),
     )
+
+
+def _create_messages() -> None:
     op.create_table(
         "messages",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -498,10 +560,3 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_messages_destination_state_due_at"), "messages", ["destination", "state", "due_at"], unique=False
     )
-
-    for statement in _TRIGGERS[op.get_bind().dialect.name]:
-        op.execute(sa.DDL(statement.replace("%", "%%")))
-
-
-def downgrade() -> None:
-    raise RuntimeError("0001 is the first revision: restore a backup instead of dropping every report")

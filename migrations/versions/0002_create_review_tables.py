@@ -45,6 +45,29 @@ _TRIGGERS = {
 
 
 def upgrade() -> None:
+    _create_oidc_flows()
+    _create_presences()
+    _create_sessions()
+    _create_communications()
+    _create_authentications()
+    _create_evidence_requests()
+    _create_working_copies()
+    _create_working_sentences()
+    _create_sentence_edits()
+    op.add_column("report_versions", sa.Column("reason", sa.String(length=500), nullable=False, server_default=""))
+    op.add_column("users", sa.Column("oidc_subject", sa.String(length=255), nullable=True))
+    op.add_column("users", sa.Column("failed_logins", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("users", sa.Column("locked_until", sa.DateTime(timezone=True), nullable=True))
+    op.create_index("uq_users_oidc_subject", "users", ["oidc_subject"], unique=True)
+    for statement in _TRIGGERS[op.get_bind().dialect.name]:
+        op.execute(statement)
+
+
+def downgrade() -> None:
+    raise RuntimeError("the review tables hold proofs behind signatures: restore a backup instead of dropping them")
+
+
+def _create_oidc_flows() -> None:
     op.create_table(
         "oidc_flows",
         sa.Column("id", sa.String(length=64), nullable=False),
@@ -56,6 +79,9 @@ def upgrade() -> None:
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_oidc_flows")),
     )
+
+
+def _create_presences() -> None:
     op.create_table(
         "presences",
         sa.Column("study_id", sa.Uuid(as_uuid=False), nullable=False),
@@ -65,6 +91,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_presences_user_id")),
         sa.PrimaryKeyConstraint("study_id", "user_id", name=op.f("pk_presences")),
     )
+
+
+def _create_sessions() -> None:
     op.create_table(
         "sessions",
         sa.Column("id", sa.String(length=64), nullable=False),
@@ -77,6 +106,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sessions")),
     )
     op.create_index(op.f("ix_sessions_user_id"), "sessions", ["user_id"], unique=False)
+
+
+def _create_communications() -> None:
     op.create_table(
         "communications",
         sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
@@ -91,6 +123,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_communications")),
     )
     op.create_index(op.f("ix_communications_report_id"), "communications", ["report_id"], unique=False)
+
+
+def _create_authentications() -> None:
     op.create_table(
         "authentications",
         sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
@@ -112,6 +147,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_authentications")),
         sa.UniqueConstraint("version_id", name=op.f("uq_authentications_version_id")),
     )
+
+
+def _create_evidence_requests() -> None:
     op.create_table(
         "evidence_requests",
         sa.Column("version_id", sa.Uuid(as_uuid=False), nullable=False),
@@ -123,6 +161,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["version_id"], ["report_versions.id"], name=op.f("fk_evidence_requests_version_id")),
         sa.PrimaryKeyConstraint("version_id", name=op.f("pk_evidence_requests")),
     )
+
+
+def _create_working_copies() -> None:
     op.create_table(
         "working_copies",
         sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
@@ -148,6 +189,9 @@ def upgrade() -> None:
         sqlite_where=sa.text("closed_at IS NULL"),
         postgresql_where=sa.text("closed_at IS NULL"),
     )
+
+
+def _create_working_sentences() -> None:
     op.create_table(
         "working_sentences",
         sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
@@ -200,6 +244,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_working_sentences")),
         sa.UniqueConstraint("copy_id", "position", name=op.f("uq_working_sentences_copy_id_position")),
     )
+
+
+def _create_sentence_edits() -> None:
     op.create_table(
         "sentence_edits",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -233,14 +280,3 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sentence_edits")),
     )
     op.create_index(op.f("ix_sentence_edits_sentence_id"), "sentence_edits", ["sentence_id"], unique=False)
-    op.add_column("report_versions", sa.Column("reason", sa.String(length=500), nullable=False, server_default=""))
-    op.add_column("users", sa.Column("oidc_subject", sa.String(length=255), nullable=True))
-    op.add_column("users", sa.Column("failed_logins", sa.Integer(), nullable=False, server_default="0"))
-    op.add_column("users", sa.Column("locked_until", sa.DateTime(timezone=True), nullable=True))
-    op.create_index("uq_users_oidc_subject", "users", ["oidc_subject"], unique=True)
-    for statement in _TRIGGERS[op.get_bind().dialect.name]:
-        op.execute(statement)
-
-
-def downgrade() -> None:
-    raise RuntimeError("the review tables hold proofs behind signatures: restore a backup instead of dropping them")
