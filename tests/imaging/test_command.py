@@ -105,6 +105,16 @@ def test_the_dicomdir_of_a_disc_is_noted_and_is_no_failure(folder: Path) -> None
     assert [bad["file"] for bad in report["unreadable"]] == ["DICOMDIR", "readme.txt"]
 
 
+def test_a_folder_full_of_other_files_names_twenty_of_them_and_the_rest_as_json(folder: Path) -> None:
+    for number in range(50):
+        (folder / f"{number}.txt").write_text("not an image")
+    notes = mu2_volume(folder).stderr.splitlines()
+
+    assert len([line for line in notes if "is not DICOM" in line]) == 20
+    assert notes[-1].endswith("and 31 more files that are no objects of a study; --json names them")
+    assert len(report_of(folder)["unreadable"]) == 51
+
+
 def test_one_refused_study_does_not_hide_another(folder: Path) -> None:
     for number, patient in enumerate("AB"):
         synthetic.write(
@@ -128,6 +138,6 @@ def test_nothing_a_sender_wrote_in_words_shows(folder: Path) -> None:
         assert "CANARY" not in result.output
 
 
-@pytest.mark.parametrize("arguments", [("gone",), (".", "out.mha")])
+@pytest.mark.parametrize("arguments", [("gone",), (".", "out.mha"), (".", "gone/out.nii")])
 def test_wrong_usage_ends_with_exit_code_2(arguments: tuple[str, ...]) -> None:
     assert mu2_volume(*arguments).exit_code == 2

@@ -62,8 +62,11 @@ def info(
     needed = {
         "memory, weights": f"{memory['weights'] / 1e9:.2f} GB",
         f"memory, peak for {memory['batch']}": f"{memory['peak'] / 1e9:.2f} GB",
+        **{f"memory, free on {device}": f"{free / 1e9:.2f} GB" for device, free in memory["free"].items()},
     }
     print_facts({**facts, **parts, **needed})
+    if memory["free"] and memory["peak"] > max(memory["free"].values()):
+        note(f"A batch of {memory['batch']} does not fit the memory that is free now.")
 
 
 @app.command()
@@ -193,8 +196,8 @@ def _read(path: Path) -> list[_Volume]:
     from worker.core import settings
     from worker.imaging import study
 
-    files = (file for file in path.rglob("*") if file.is_file())
-    found = study.build_study(files, pipeline.rules(settings.current().imaging))
+    rules = pipeline.rules(settings.current().imaging)
+    found = study.build_examined(study.examine_folder(path, rules), rules)
     return [_Volume(v.hu, v.affine, tuple(v.regions), tuple(v.repairs)) for v in found.volumes]
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from worker.imaging.volume import Volume
 
 _ENDINGS = (".nii.gz", ".nii")
+_MOST_NOTES = 20
 
 
 def volume_command(
@@ -30,13 +31,16 @@ def volume_command(
     """
     from worker import pipeline
     from worker.core import logs, settings
-    from worker.imaging import headers, series
+    from worker.imaging import series
+    from worker.imaging.folder import read
 
     if out is not None and not out.name.endswith(_ENDINGS):
         raise typer.BadParameter("the file's name ends in .nii or .nii.gz", param_hint="OUT")
+    if out is not None and not out.parent.is_dir():
+        raise typer.BadParameter("the folder it shall lie in is not there; make it first", param_hint="OUT")
     logs.configure("cli", "error")  # pydicom's warnings quote the bytes they stumble over
     rules = pipeline.rules(settings.current().imaging)
-    found, unreadable = headers.read_headers(path for path in folder.rglob("*") if path.is_file())
+    found, unreadable = read(folder)
     volumes: list[dict[str, Any]] = []
     verdicts: list[dict[str, Any]] = []
     refusals: list[dict[str, Any]] = [] if found else [_refusal("", series.choose([], rules).refusal())]
@@ -148,7 +152,11 @@ def _tell(report: dict[str, list[dict[str, Any]]], as_json: bool) -> None:
                 "file": row["file"],
             }
         )
-    for bad in report["unreadable"]:
+    for bad in report["unreadable"][:_MOST_NOTES]:
         note(f"{bad['file']}: {bad['reason']}")
+    if len(report["unreadable"]) > _MOST_NOTES:
+        note(
+            f"and {len(report['unreadable']) - _MOST_NOTES} more files that are no objects of a study; --json names them"
+        )
     for refusal in report["refusals"]:
         note(f"No volume ({refusal['error']}): {refusal['reason']}")

@@ -53,6 +53,15 @@ _MALFORMED = (
 """What pydicom raises for bytes that are no data elements."""
 _LONGEST_DEFLATED_HEADER = 32 * deflated.MIB
 """Inflated bytes before the pixels; a thousand frames' functional groups take a twentieth of it."""
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"7z\xbc\xaf": "7z",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+"""First bytes of packed files and what they are."""
 _NO_ELEMENTS = "The header of the file does not parse as DICOM. Send the object again."
 
 
@@ -105,7 +114,7 @@ def read_header(path: Path | str) -> Header:
         with _Reader(io.FileIO(path)) as file:
             return _read(path, file)
     except InvalidDicomError as error:
-        raise InvalidObjectError("The file is not DICOM: it has no DICM prefix. Take it out of the study.") from error
+        raise InvalidObjectError(_foreign(path)) from error
     except (EOFError, struct.error) as error:
         raise InvalidObjectError("The file ends inside its header. Send the object again.") from error
     except OSError as error:
@@ -114,6 +123,23 @@ def read_header(path: Path | str) -> Header:
         raise StoreUnavailableError(f"A stored object cannot be read: {error.strerror or 'input error'}.") from error
     except _MALFORMED:  # their texts quote the bytes, a patient's name among them, so the cause is cut off
         raise InvalidObjectError(_NO_ELEMENTS) from None
+
+
+def _foreign(path: Path) -> str:
+    """What a file without the prefix of DICOM files is instead, and what to do with it."""
+    with path.open("rb") as file:
+        start = file.read(262)
+    if not start:
+        return "The file is empty. Send the object again."
+    packed = next((name for first, name in _PACKED.items() if start.startswith(first)), "")
+    if packed or start.endswith(b"ustar"):
+        return f"The file is packed ({packed or 'tar'}). Unpack it."
+    if start[:2] in (b"\x02\x00", b"\x08\x00"):
+        return (
+            "The file lacks the DICM prefix and perhaps the file meta information of DICOM files (PS3.10 7.1). "
+            "Write it again as a DICOM file, for example with dcmtk's dcmconv."
+        )
+    return "The file is not DICOM: it has no DICM prefix. Take it out of the study."
 
 
 def read_headers(paths: Iterable[Path | str]) -> tuple[list[Header], list[Unreadable]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker.core.errors import FinalError, GeometryError, InvalidObjectError, NothingToReportError, PixelDataError
-from worker.imaging import volume
+from worker.imaging import folder, volume
 from worker.imaging.headers import Header, Unreadable, read_headers
 from worker.imaging.rules import ImagingRules
 from worker.imaging.series import Cause, Choice, Verdict, choose
@@ -37,7 +37,15 @@ def examine(paths: Iterable[Path | str], rules: ImagingRules) -> Examination:
 
     Raises PatientMismatchError, StoreUnavailableError.
     """
-    headers, unreadable = read_headers(paths)
+    return _examined(*read_headers(paths), rules)
+
+
+def examine_folder(path: Path, rules: ImagingRules) -> Examination:
+    """As `examine`, for every file below a plain folder that holds one study. Raises PatientMismatchError."""
+    return _examined(*folder.read(path), rules)
+
+
+def _examined(headers: list[Header], unreadable: list[Unreadable], rules: ImagingRules) -> Examination:
     return Examination(tuple(headers), choose(headers, rules), tuple(unreadable))
 
 
