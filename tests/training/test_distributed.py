@@ -1,9 +1,11 @@
 """Two processes on CPU over gloo, plain and FSDP2, against one process with the same global batch."""
 
+import functools
 import multiprocessing
 import multiprocessing.context
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,16 @@ TIMEOUT_SECONDS = 110
 
 
 @pytest.fixture(scope="module")
-def alone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    out = tmp_path_factory.mktemp("alone")
-    distributed_run.train(world, out)
-    return load_file(out / "model.safetensors")
+def alone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, torch.Tensor]]:
+    """The weights that one process ends with, by stage."""
+
+    @functools.cache
+    def train(stage: str) -> dict[str, torch.Tensor]:
+        out = tmp_path_factory.mktemp(f"alone-{stage}")
+        distributed_run.STAGES[stage](world, out)
+        return load_file(out / "model.safetensors")
+
+    return train
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +41,19 @@ def processes() -> multiprocessing.context.ForkServerContext:
     return context
 
 
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
 @pytest.mark.parametrize("fsdp", [False, True], ids=["plain", "FSDP2"])
 def test_two_processes_end_with_the_weights_of_one(
     world: Path,
-    alone: dict[str, torch.Tensor],
+    alone: Callable[[str], dict[str, torch.Tensor]],
     processes: multiprocessing.context.ForkServerContext,
     tmp_path: Path,
     fsdp: bool,
+    stage: str,
 ) -> None:
     port = free_port()
     ranks = [
-        processes.Process(target=distributed_run.rank, args=(number, world, tmp_path, port, fsdp))
+        processes.Process(target=distributed_run.rank, args=(number, stage, world, tmp_path, port, fsdp))
         for number in range(2)
     ]
     for process in ranks:
@@ -55,11 +65,12 @@ def test_two_processes_end_with_the_weights_of_one(
     assert [process.exitcode for process in ranks] == [0, 0]
     both = load_file(tmp_path / "model.safetensors")
     start = load_file(world / "init" / "model.safetensors")
-    moved = max(float((alone[name] - start[name]).abs().max()) for name in alone)
+    one = alone(stage)
+    moved = max(float((one[name] - start[name]).abs().max()) for name in one)
     # A bias before a softmax shifts every logit alike and has no gradient: Adam blows up what rounding leaves of it.
-    told = [name for name in alone if not name.endswith(("key.bias", "selection.score.bias"))]
-    apart = max(float((alone[name] - both[name]).abs().max()) for name in told)
-    assert set(both) == set(alone)
+    told = [name for name in one if not name.endswith(("key.bias", "selection.score.bias"))]
+    apart = max(float((one[name] - both[name]).abs().max()) for name in told)
+    assert set(both) == set(one)
     assert moved > 1e-3
     assert apart < 0.001 * moved
 
