@@ -20,22 +20,56 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "worker" / "README.md", ROOT / "docs" / 
 COMMAND = re.compile(r"(?:^|`|bin/|\| )mu2 ([a-z][^`\n#|>]*)", re.MULTILINE)
 
 
-def commands(path: Path) -> list[list[str]]:
-    return [found.split() for found in COMMAND.findall(path.read_text())]
+LINK = re.compile(r"\]\(([^)#\s:]+)\)")
+BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+PROSE = [*ROOT.glob("*/README.md"), *ROOT.glob("docs/**/*.md"), ROOT / "README.md"]
+
+
+def commands(text: str) -> list[list[str]]:
+    return [found.split() for found in COMMAND.findall(text)]
+
+
+def command_of(words: list[str]) -> tuple[Any, list[str]]:
+    """The command that the words name, and the rest of them."""
+    command: Any = typer.main.get_command(app)
+    rest = list(words)
+    while rest and hasattr(command, "commands"):
+        assert rest[0] in command.commands, " ".join(words)
+        command = command.commands[rest.pop(0)]
+    return command, rest
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_command_of_a_document_exists_with_its_options(path: Path) -> None:
-    found = commands(path)
+    found = commands(path.read_text())
     assert found
     for words in found:
-        command: Any = typer.main.get_command(app)
-        rest = list(words)
-        while rest and hasattr(command, "commands"):
-            assert rest[0] in command.commands, " ".join(words)
-            command = command.commands[rest.pop(0)]
+        command, rest = command_of(words)
         options = {option for parameter in command.params for option in parameter.opts}
         assert {word.split("=")[0] for word in rest if word.startswith("-")} <= options, " ".join(words)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_command_to_copy_has_all_that_it_needs(path: Path) -> None:
+    found = commands("\n".join(BLOCK.findall(path.read_text())))
+    assert found
+    for words in found:
+        command, rest = command_of(words)
+        needed = [parameter for parameter in command.params if parameter.required]
+        options = [parameter for parameter in needed if parameter.opts[0].startswith("-")]
+        assert not [option.opts for option in options if not set(option.opts) & set(rest)], " ".join(words)
+        assert len(rest) >= len(needed) + len(options), " ".join(words)
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_link_of_a_document_leads_somewhere(path: Path) -> None:
+    assert [link for link in LINK.findall(path.read_text()) if not (path.parent / link).exists()] == []
+
+
+def test_every_decision_stands_in_the_list_of_decisions() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = set(LINK.findall((folder / "README.md").read_text()))
+    assert listed == {path.name for path in folder.glob("*.md")} - {"README.md"}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
