@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from mu2_model import Mu2Config, Mu2ForConditionalGeneration, Mu2Processor
 from training import run_config, sft
 from training.adapters import abdomen_atlas, amos_mm, ct_rate
 from training.collators import VolumeSource
-from training.data import Case, check, read_manifests, write_manifest
+from training.data import SPLITS, Case, check, cut_validation, read_manifests, write_manifest
 from training.dpo import train_dpo
 from training.preferences import read_pairs
 from training.provenance import collect
@@ -48,6 +49,8 @@ Batch = Annotated[int | None, typer.Option(help="Batch of one device.")]
 Seed = Annotated[int, typer.Option(help="Seed of weights and order.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores without it.")]
 DEFAULT_CACHE = Path("runs/cache")
+VALIDATION_SHARE = 0.1
+"""Of the training patients of a public set, held out of SFT so that preferences can be drafted on them."""
 
 
 def progress_bar() -> Progress:
@@ -78,13 +81,18 @@ def import_data(
     name: Annotated[str, typer.Argument(help="Data set: " + ", ".join(ADAPTERS))],
     root: Annotated[Path, typer.Argument(help="Its folder, in its published layout.")],
     out: Annotated[Path, typer.Argument(help="Manifest to write.")],
+    validation: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the training patients to hold out for preferences.")
+    ] = VALIDATION_SHARE,
 ) -> None:
     """Make a manifest from a public data set in its published folder layout."""
     if name not in ADAPTERS:
         raise typer.BadParameter(f"no data set is called {name}; there are {', '.join(ADAPTERS)}")
-    cases = list(ADAPTERS[name](root))
+    cases = list(cut_validation(ADAPTERS[name](root), validation))
     write_manifest(cases, out)
-    NOTES.print(f"{len(cases)} cases in {out}; now run `python -m training check --data {out}`")
+    counts = Counter(case.split for case in cases)
+    parts = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
+    NOTES.print(f"{len(cases)} cases in {out} ({parts}); now run `python -m training check --data {out}`")
 
 
 def init(

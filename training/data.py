@@ -7,7 +7,7 @@ anything is trained on it and says in plain words what is wrong.
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -239,3 +239,18 @@ def split_by_patient(patient_id: str, validation: float, test: float) -> str:
     if place < test:
         return "test"
     return "validation" if place < test + validation else "train"
+
+
+def cut_validation(cases: Iterable[Case], share: float) -> Iterator[Case]:
+    """The cases with a share of the training patients moved to validation, all cases of a patient together.
+
+    Public sets come with training and test parts alone, but preferences are drafted on cases that SFT did not see and
+    that no score is published on. The patients are chosen by a hash, the same on every machine. ValueError for a share
+    outside 0 to 1.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"a validation share of {share} is none: it lies from 0 to below 1")
+    for case in cases:
+        # Another hash than the one that an adapter may have cut its test part by, else the two would choose the same patients.
+        chosen = case.split == "train" and split_by_patient(f"validation {case.patient_id}", share, 0.0) == "validation"
+        yield replace(case, split="validation") if chosen else case

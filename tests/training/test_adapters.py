@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from training.adapters import abdomen_atlas, amos_mm, ct_rate
-from training.data import ManifestError, check, read_manifest, write_manifest
+from training.commands import import_data
+from training.data import Case, ManifestError, check, cut_validation, read_manifest, write_manifest
 
 
 def touch(path: Path, content: str) -> Path:
@@ -134,3 +135,45 @@ def test_abdomen_atlas_takes_cts_with_a_report_and_splits_by_its_lists(atlas: Pa
 def test_another_folder_is_refused_by_name(read: object, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="is not"):
         list(read(tmp_path))  # type: ignore[operator]
+
+
+def scans(count: int) -> list[Case]:
+    """Two training cases of each patient, and a test case of every fifth."""
+    made = []
+    for number in range(count):
+        patient, split = f"p{number}", "test" if number % 5 == 0 else "train"
+        made += [Case(f"{patient}-{n}", f"/{patient}.nii.gz", f"Q{n}", "A.", split, patient, patient) for n in (1, 2)]
+    return made
+
+
+def test_a_share_of_the_training_patients_is_held_out_whole_and_the_test_part_stays() -> None:
+    cases = list(cut_validation(scans(500), 0.2))
+    patients = {split: {c.patient_id for c in cases if c.split == split} for split in ("train", "validation", "test")}
+    assert len(patients["test"]) == 100
+    assert not patients["validation"] & (patients["train"] | patients["test"])
+    assert 55 < len(patients["validation"]) < 105
+    assert cases == list(cut_validation(scans(500), 0.2))
+    assert list(cut_validation(scans(20), 0.0)) == scans(20)
+    with pytest.raises(ValueError, match="from 0 to below 1"):
+        list(cut_validation(scans(5), 1.0))
+
+
+def test_a_test_part_that_was_cut_by_a_hash_leaves_patients_for_validation(tmp_path: Path) -> None:
+    rows = []
+    for number in range(60):
+        name = f"BDMAP_{number:08d}"
+        touch(tmp_path / "image_only" / name / "ct.nii.gz", name)
+        rows.append({"BDMAP ID": name, "narrative report": f"Narrative {number}."})
+    write_csv(tmp_path / "AbdomenAtlas3.0.csv", rows)
+    out = tmp_path / "manifest.jsonl"
+    import_data("abdomen-atlas", tmp_path, out, 0.2)
+    cases = read_manifest(out)
+    assert {case.split for case in cases} == {"train", "validation", "test"}
+    assert check(cases).ok
+
+
+def test_an_imported_public_set_can_feed_preferences(rate: Path) -> None:
+    import_data("ct-rate", rate, rate / "manifest.jsonl", 0.5)
+    cases = read_manifest(rate / "manifest.jsonl")
+    assert [case.split for case in cases].count("test") == 2
+    assert {case.case_id for case in cases} == {case.case_id for case in ct_rate.read(rate)}
