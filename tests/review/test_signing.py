@@ -1,6 +1,8 @@
 """The acts of a radiologist: what each leaves, needs and writes; and that nothing signs but a person."""
 
 import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -156,6 +158,46 @@ def test_nothing_is_signed_when_a_message_cannot_be_kept(desk_ward: Ward) -> Non
     assert desk_ward.state() is ReportState.AI_DRAFT
     with desk_ward.database.read() as session:
         assert session.scalars(sa.select(Signature)).all() == []
+
+
+def test_two_requests_to_sign_at_once_make_one_signature_and_one_message(ward: Ward) -> None:
+    revision = ward.judge_all()
+    proofs = [ward.proof() for _ in range(4)]
+    together = threading.Barrier(len(proofs))
+
+    def sign(proof: str) -> str:
+        together.wait(30)
+        try:
+            ward.database.run(
+                lambda session: signing.sign(
+                    session, ward.report_id, ward.reader(), DESK, revision=revision, authentication_id=proof
+                )
+            )
+        except StateError:
+            return "refused"
+        return "signed"
+
+    with ThreadPoolExecutor(len(proofs)) as pool:
+        told = sorted(pool.map(sign, proofs))
+    assert told == ["refused", "refused", "refused", "signed"]
+    assert ward.messages() == [("F", True)]
+    with ward.database.read() as session:
+        assert len(session.scalars(sa.select(Signature)).all()) == 1
+        used = session.scalars(sa.select(Authentication).where(Authentication.used_at.is_not(None))).all()
+        assert len(used) == 1  # the proofs of the refused are not spent
+        audit.verify(session)
+
+
+@pytest.mark.parametrize(("seconds", "open"), [(-1, True), (0, True), (1, False)])
+def test_window_for_corrections_ends_to_the_second(
+    desk_ward: Ward, monkeypatch: pytest.MonkeyPatch, seconds: int, open: bool
+) -> None:
+    desk_ward.signed()
+    with desk_ward.database.read() as session:
+        signed_at = session.scalars(sa.select(Signature.signed_at)).one()
+        at = signed_at + timedelta(minutes=DESK.correction_minutes, seconds=seconds)
+        monkeypatch.setattr(studies, "now", lambda: at)
+        assert signing.correctable(session, session.get_one(Report, desk_ward.report_id), DESK) is open
 
 
 def test_message_that_cannot_be_written_does_not_stop_the_signature(desk_ward: Ward) -> None:

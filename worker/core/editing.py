@@ -46,15 +46,15 @@ def radiologist(session: Session, reader: Reader) -> User:
 
 
 def of_record(session: Session, report_id: str) -> ReportVersion:
-    """The version that stands: the newest signed or retracted one, else the newest of all; raises `NotFoundError`.
+    """The version that stands: the newest signed, retracted or rejected one, else the newest of all; raises `NotFoundError`.
 
-    A draft that the machine wrote again after a signature never takes the signed text's place.
+    A draft that the machine wrote again afterwards never takes the place of what a person decided.
     """
     stands = session.scalars(
         sa.select(ReportVersion)
         .where(
             ReportVersion.report_id == report_id,
-            ReportVersion.state.in_([*SIGNED_STATES, ReportState.RETRACTED]),
+            ReportVersion.state.in_([*SIGNED_STATES, ReportState.RETRACTED, ReportState.REJECTED]),
         )
         .order_by(ReportVersion.number.desc())
         .limit(1)
@@ -125,6 +125,17 @@ def start_over(session: Session, report_id: str, reader: Reader) -> WorkingCopy:
         session.flush()
     audit.append(session, "start_over", actor=user.username, study_id=report.study_id, origin=reader.origin)
     return begin(session, of_record(session, report_id))
+
+
+def leave_correction(session: Session, report_id: str, reader: Reader) -> None:
+    """Puts a correction that was begun aside, where it stays on record; the signed text stands. Raises as `open_copy`."""
+    user = radiologist(session, reader)
+    report = locked_report(session, report_id)
+    copy = current_copy(session, report_id)
+    if copy is None or report.state in EDITABLE_STATES:
+        raise StateError("no correction is in work; load the page again")
+    copy.closed_at = studies.now()
+    audit.append(session, "leave_correction", actor=user.username, study_id=report.study_id, origin=reader.origin)
 
 
 def begin(session: Session, base: ReportVersion) -> WorkingCopy:

@@ -71,7 +71,7 @@ def sign(
     """
     user, report = _at_the_desk(session, report_id, reader)
     _require(report, {ReportState.AI_DRAFT, ReportState.PRELIMINARY}, "signed")
-    copy = _copy_as_seen(session, report, revision)
+    copy = _copy_as_seen(session, report, user, revision)
     _require_unblocked(session, report, _sentences(copy))
     return _sign_copy(session, report, user, reader, desk, copy, ReportState.FINAL, authentication_id)
 
@@ -84,7 +84,7 @@ def correct(
     _require(report, {ReportState.FINAL, ReportState.CORRECTED}, "corrected")
     if not correctable(session, report, desk):
         raise StateError("the time for corrections is over; write an addendum")
-    copy = _copy_as_seen(session, report, revision)
+    copy = _copy_as_seen(session, report, user, revision)
     _require_unblocked(session, report, _sentences(copy))
     return _sign_copy(session, report, user, reader, desk, copy, ReportState.CORRECTED, authentication_id)
 
@@ -142,7 +142,7 @@ def save_preliminary(session: Session, report_id: str, reader: Reader, desk: Des
     """ai_draft or preliminary → preliminary: the reader says that they read it; every sentence must have been judged."""
     user, report = _at_the_desk(session, report_id, reader)
     _require(report, {ReportState.AI_DRAFT, ReportState.PRELIMINARY}, "saved as preliminary")
-    copy = _copy_as_seen(session, report, revision)
+    copy = _copy_as_seen(session, report, user, revision)
     values = _sentences(copy)
     untouched = [p for p in checks.blocking(values) if p.rule is checks.Rule.UNTOUCHED]
     if untouched:
@@ -209,13 +209,15 @@ def _require(report: records.Report, states: frozenset[ReportState] | set[Report
         raise StateError(f"the report is {report.state}; it cannot be {act}")
 
 
-def _copy_as_seen(session: Session, report: records.Report, revision: int) -> WorkingCopy:
+def _copy_as_seen(session: Session, report: records.Report, user: User, revision: int) -> WorkingCopy:
     copy = editing.current_copy(session, report.id)
     if copy is None:
         raise StateError("there is no text under work; load the page again")
     session.refresh(copy, with_for_update=True)
     if copy.revision != revision:
         raise StateError("the text was changed since it was shown to you; read the change, then sign")
+    if editing.conflicts(session, copy.id, user.id):  # the page still shows the reader's own words there
+        raise StateError("somebody else changed a sentence while you wrote; take your words or leave theirs, then sign")
     return copy
 
 

@@ -120,6 +120,17 @@ def begin_correction(study_id: str, found: OfficeOf, login: RadiologistLogin) ->
     return found.database.run(work)
 
 
+@router.post("/leave-correction")
+def leave_correction(study_id: str, found: OfficeOf, login: RadiologistLogin) -> Response:
+    """Puts a correction that was begun aside: the signed text stands."""
+
+    def work(session: Session) -> Response:
+        editing.leave_correction(session, find_report(session, study_id).id, login.reader)
+        return report_side(session, found, login, study_id, notice="The signed text stands as it was.")
+
+    return found.database.run(work)
+
+
 @router.post("/regenerate")
 def regenerate(study_id: str, found: OfficeOf, login: RadiologistLogin, after: BackgroundTasks) -> Response:
     """Has the study drafted again in a new revision; nothing that was signed or written by a person goes away."""

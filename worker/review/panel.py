@@ -1,7 +1,5 @@
 """The report of one study as the page shows it: sentences with their marks, what blocks signing, what may be done."""
 
-import difflib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,17 +29,12 @@ from worker.core.review_records import (
 )
 from worker.core.settings import ReviewSettings
 from worker.core.signing import Desk
+from worker.review import origins
 from worker.review.access import Login
+from worker.review.origins import Drafted, Piece
 
+CORRECTABLE_STATES = frozenset({ReportState.FINAL, ReportState.CORRECTED})
 EXCERPT = 42  # characters of a sentence in the list of problems
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A run of words in the difference between draft and text."""
-
-    kind: str  # "same", "added" or "removed"
-    text: str
 
 
 @dataclass(frozen=True)
@@ -58,8 +51,7 @@ class Card:
     revision: int
     is_doubtful: bool
     is_weak: bool
-    drafted: str | None  # the machine's words, where they differ
-    difference: tuple[Piece, ...]
+    difference: tuple[Piece, ...]  # to the draft; in a correction to the signed text; () where nothing differs
     problems: tuple[Problem, ...]
     mine_lost: SentenceEdit | None  # a change of this reader that somebody else's came before
 
@@ -87,6 +79,7 @@ class Panel:
     newer_draft: bool
     correctable: bool
     is_correction: bool
+    unsigned: tuple[tuple[Piece, ...], ...]  # what a correction had changed when the time to sign it was over
     communications: tuple[Communication, ...]
     evidence_asked: bool
     evidence_refused: str
@@ -136,16 +129,21 @@ def build(session: Session, report: records.Report, login: Login, desk: Desk, se
     """The panel for this reader; a radiologist's open text is the working copy, everybody else's the version that stands."""
     copy = _copy(session, report, login)
     version = editing.of_record(session, report.id)
+    correctable = report.state in CORRECTABLE_STATES and signing.correctable(session, report, desk)
+    lapsed = None
+    if copy is not None and report.state in SIGNED_STATES and not correctable:
+        copy, lapsed = None, copy
     problems = signing.problems(session, report, copy) if copy is not None else ()
     lost = {e.sentence_id: e for e in editing.conflicts(session, copy.id, login.user_id)} if copy is not None else {}
-    machine = machine_version(session, copy.base if copy is not None else version)
+    began = copy.base if copy is not None else version
+    machine = origins.machine_version(session, began)
+    drafted = origins.drafted(machine, began)
     asked = session.get(EvidenceRequest, machine.id) if machine is not None else None
-    looked = _looked(machine)
     if copy is not None:
-        cards = _working_cards(copy, problems, lost, settings, looked)
+        cards = _working_cards(copy, problems, lost, settings, drafted)
         sentences: Sequence[Sentence] = [editing.to_sentence(row) for row in editing.written(copy)]
     else:
-        cards = tuple(_read_only_card(row, settings, looked) for row in version.sentences)
+        cards = tuple(_read_only_card(row, settings, drafted.get(row.id)) for row in version.sentences)
         sentences = [reports.to_sentence(row) for row in version.sentences]
     has_machine_text = any(s.origin is not Origin.PERSON for s in sentences)
     reviewed = copy is None and version.state in SIGNED_STATES
@@ -162,9 +160,9 @@ def build(session: Session, report: records.Report, login: Login, desk: Desk, se
         reason=version.reason,
         disclosure="" if not has_machine_text else DISCLOSURE_REVIEWED if reviewed else DISCLOSURE,
         newer_draft=_newer_draft(session, report, copy, version),
-        correctable=report.state in {ReportState.FINAL, ReportState.CORRECTED}
-        and signing.correctable(session, report, desk),
+        correctable=correctable,
         is_correction=copy is not None and report.state in SIGNED_STATES,
+        unsigned=_changes(lapsed) if lapsed is not None else (),
         communications=tuple(
             session.scalars(
                 sa.select(Communication).where(Communication.report_id == report.id).order_by(Communication.told_at)
@@ -173,36 +171,6 @@ def build(session: Session, report: records.Report, login: Login, desk: Desk, se
         evidence_asked=asked is not None and asked.done_at is None,
         evidence_refused=asked.reason.removeprefix("ModelError: ") if asked is not None else "",
     )
-
-
-def machine_version(session: Session, shown: ReportVersion) -> ReportVersion | None:
-    """The machine's draft that the shown text began from; evidence is asked for it and stored with its sentences."""
-    return session.scalars(
-        sa.select(ReportVersion)
-        .where(
-            ReportVersion.report_id == shown.report_id,
-            ReportVersion.author_kind == AuthorKind.MACHINE,
-            ReportVersion.number <= shown.number,
-        )
-        .order_by(ReportVersion.number.desc())
-        .limit(1)
-    ).one_or_none()
-
-
-Looked = dict[tuple[Section, str, str], str]
-"""Section, region and words of a drafted sentence to its id, where the model said where it looked."""
-
-
-def _looked(machine: ReportVersion | None) -> Looked:
-    rows = machine.sentences if machine is not None else ()
-    return {(row.section, row.region, row.text): row.id for row in rows if row.evidence is not None}
-
-
-def _evidence_of(row: records.Sentence | None, looked: Looked) -> str | None:
-    """The sentence that the evidence is stored with: this one, or the drafted one of the same words."""
-    if row is None:
-        return None
-    return row.id if row.evidence is not None else looked.get((row.section, row.region, row.text))
 
 
 def _copy(session: Session, report: records.Report, login: Login) -> WorkingCopy | None:
@@ -230,7 +198,7 @@ def _working_cards(
     problems: tuple[Problem, ...],
     lost: dict[str, SentenceEdit],
     settings: ReviewSettings,
-    looked: Looked,
+    drafted: Drafted,
 ) -> tuple[Card, ...]:
     written = {row.id: index for index, row in enumerate(editing.written(copy))}
     return tuple(
@@ -239,7 +207,7 @@ def _working_cards(
             tuple(p for p in problems if p.index is not None and p.index == written.get(row.id)),
             lost.get(row.id),
             settings,
-            looked,
+            drafted,
         )
         for row in editing.in_order(copy.sentences)
         if row.origin is not Origin.PERSON or row.assessment is not Assessment.REJECTED
@@ -251,12 +219,12 @@ def _card(
     problems: tuple[Problem, ...],
     lost: SentenceEdit | None,
     settings: ReviewSettings,
-    looked: Looked,
+    drafted: Drafted,
 ) -> Card:
-    drafted = row.source.text if row.source is not None and row.source.text != row.text else None
+    source = row.source
     return Card(
         id=row.id,
-        evidence_id=_evidence_of(row.source, looked),
+        evidence_id=_evidence_of(source, drafted.get(source.id)) if source is not None else None,
         section=row.section,
         region=row.region,
         text=row.text,
@@ -265,17 +233,16 @@ def _card(
         revision=row.revision,
         is_doubtful=is_doubtful(row.confidence, settings),
         is_weak=is_weak(row.support, settings),
-        drafted=drafted,
-        difference=difference(drafted, row.text) if drafted is not None else (),
+        difference=_difference(source, row.text),
         problems=problems,
         mine_lost=lost,
     )
 
 
-def _read_only_card(row: records.Sentence, settings: ReviewSettings, looked: Looked) -> Card:
+def _read_only_card(row: records.Sentence, settings: ReviewSettings, draft: records.Sentence | None) -> Card:
     return Card(
         id=row.id,
-        evidence_id=_evidence_of(row, looked),
+        evidence_id=_evidence_of(row, draft),
         section=row.section,
         region=row.region,
         text=row.text,
@@ -284,11 +251,33 @@ def _read_only_card(row: records.Sentence, settings: ReviewSettings, looked: Loo
         revision=0,
         is_doubtful=is_doubtful(row.confidence, settings),
         is_weak=is_weak(row.support, settings),
-        drafted=None,
-        difference=(),
+        difference=_difference(draft, row.text),
         problems=(),
         mine_lost=None,
     )
+
+
+def _evidence_of(row: records.Sentence, draft: records.Sentence | None) -> str | None:
+    """The sentence that the evidence is stored with: this one, or the draft's that it was made from."""
+    return next((found.id for found in (row, draft) if found is not None and found.evidence is not None), None)
+
+
+def _difference(before: records.Sentence | None, text: str) -> tuple[Piece, ...]:
+    return origins.difference(before.text, text) if before is not None and before.text != text else ()
+
+
+def _changes(copy: WorkingCopy) -> tuple[tuple[Piece, ...], ...]:
+    """What a working copy changed: sentences edited, struck out and added, each as its difference."""
+    found: list[tuple[Piece, ...]] = []
+    for row in editing.in_order(copy.sentences):
+        struck = row.assessment is Assessment.REJECTED
+        if row.source is None:
+            found += [] if struck or not row.text else [(Piece("added", row.text),)]
+        elif struck and row.source.assessment is not Assessment.REJECTED:
+            found.append((Piece("removed", row.source.text),))
+        elif row.text != row.source.text:
+            found.append(_difference(row.source, row.text))
+    return tuple(found)
 
 
 def is_doubtful(confidence: float | None, settings: ReviewSettings) -> bool:
@@ -299,21 +288,6 @@ def is_doubtful(confidence: float | None, settings: ReviewSettings) -> bool:
 def is_weak(support: float | None, settings: ReviewSettings) -> bool:
     """Whether the image hardly supports the sentence."""
     return support is not None and support < settings.weak_support
-
-
-def difference(old: str, new: str) -> tuple[Piece, ...]:
-    """What changed, word by word."""
-    before, after = re.findall(r"\s+|[^\s]+", old), re.findall(r"\s+|[^\s]+", new)
-    pieces: list[Piece] = []
-    for tag, i1, i2, j1, j2 in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
-        if tag == "equal":
-            pieces.append(Piece("same", "".join(before[i1:i2])))
-            continue
-        if i2 > i1:
-            pieces.append(Piece("removed", "".join(before[i1:i2])))
-        if j2 > j1:
-            pieces.append(Piece("added", "".join(after[j1:j2])))
-    return tuple(pieces)
 
 
 def _signer(version: ReportVersion) -> str:

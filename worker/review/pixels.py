@@ -16,8 +16,7 @@ from worker.core.errors import NotFoundError
 from worker.core.records import Sentence, Study
 from worker.core.review_records import EvidenceRequest
 from worker.imaging import heat
-from worker.review import panel as panels
-from worker.review import slices
+from worker.review import origins, slices
 from worker.review.access import OfficeOf, QuietReaderLogin, ReaderLogin, admit_reader, cookie_name
 from worker.review.desk import Office, office
 from worker.review.slices import OpenVolume
@@ -86,7 +85,7 @@ def ask_for_evidence(study_id: str, found: OfficeOf, login: ReaderLogin, after: 
     def work(session: Session) -> Response:
         report = find_report(session, study_id)
         copy = editing.current_copy(session, report.id)
-        draft = panels.machine_version(session, copy.base if copy else editing.of_record(session, report.id))
+        draft = origins.machine_version(session, copy.base if copy else editing.of_record(session, report.id))
         if draft is None:
             raise NotFoundError("this report has no draft of a machine")
         asked = session.get(EvidenceRequest, draft.id)
