@@ -18,7 +18,7 @@ from worker.core.records import AuditEvent, Role, User
 from worker.core.review_records import WebSession
 from worker.review.slices import Looks
 
-OPEN = {"/livez", "/login", "/static/htmx.js", "/static/htmx-sse.js", "/oidc/login", "/oidc/callback"}
+OPEN = {"/livez", "/login", "/static/htmx.js", "/oidc/login", "/oidc/callback"}
 BY_SESSION_ALONE = {"/unlock", "/oidc/unlock"}  # they check the session themselves, because it is locked
 ROLES: dict[str, set[Role]] = {
     "/": {Role.RADIOLOGIST, Role.VIEWER},

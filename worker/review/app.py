@@ -79,7 +79,6 @@ def create_app(settings: Settings, database: Database, ring: Ring) -> FastAPI:
         app.include_router(part.router)
     app.add_api_route("/livez", alive, methods=["GET"])
     app.add_api_route("/static/htmx.js", htmx, methods=["GET"])
-    app.add_api_route("/static/htmx-sse.js", htmx_sse, methods=["GET"])
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     _add_error_pages(app)
     app.add_middleware(Door, headers=security_headers(settings.review))
@@ -94,11 +93,6 @@ async def alive() -> dict[str, bool]:
 def htmx() -> FileResponse:
     """Htmx as the PyPI package `django-htmx` ships it; Django itself is never imported."""
     return FileResponse(vendored("htmx-2.min.js"), media_type="text/javascript")
-
-
-def htmx_sse() -> FileResponse:
-    """Htmx's extension for server-sent events, from the same package."""
-    return FileResponse(vendored("ext/hx-sse-2.min.js"), media_type="text/javascript")
 
 
 def vendored(name: str) -> Path:

@@ -62,20 +62,21 @@ class Hub:
             queue.put_nowait(set())
 
     async def events(self, study_id: str | None) -> AsyncIterator[str]:
-        """Server-sent events for one page: `worklist` after any change, `study` after one of the study it shows."""
+        """Server-sent events for one page: `worklist` after any change, `study` after one of the study it shows.
+
+        The stream begins with one of each: the page may have missed a change before it listened, or while it could not.
+        """
         queue: asyncio.Queue[set[str]] = asyncio.Queue()
         self._subscribers.add(queue)
         try:
-            yield "retry: 2000\n\n"
+            yield "retry: 2000\n\n" + _words(study_id)
             while not self._closing.is_set():
                 try:
                     changed = await asyncio.wait_for(queue.get(), KEEP_ALIVE_SECONDS)
                 except TimeoutError:
                     yield ": here\n\n"
                     continue
-                yield "event: worklist\ndata: changed\n\n"
-                if study_id in changed:
-                    yield f"event: study\ndata: {study_id}\n\n"
+                yield _words(study_id if study_id in changed else None)
         finally:
             self._subscribers.discard(queue)
 
@@ -97,6 +98,11 @@ class Hub:
         self._open = now_open
         self._seen = latest
         return changed
+
+
+def _words(study_id: str | None) -> str:
+    study = f"event: study\ndata: {study_id}\n\n" if study_id else ""
+    return f"event: worklist\ndata: changed\n\n{study}"
 
 
 def _changes(since: datetime) -> list[sa.Select[Any, Any]]:

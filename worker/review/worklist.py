@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
+from urllib.parse import urlencode
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Form, Query
+from fastapi import APIRouter, Depends, Form, Query
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.orm import Session
 
@@ -120,15 +121,18 @@ def lines(
     since: datetime | None = None,
     modality: str = "",
     patient: str = "",
+    skip: int = 0,
+    most: int | None = None,
 ) -> list[Line]:
-    """Studies in a reader's order: priority, then the longest waiting first."""
+    """Studies in a reader's order: priority, then the longest waiting first; `most` of them after `skip`."""
     query = (
         sa.select(Study, Report.state, WorkingCopy.revision)
         .outerjoin(Report, Report.study_id == Study.id)
         .outerjoin(WorkingCopy, sa.and_(WorkingCopy.report_id == Report.id, WorkingCopy.closed_at.is_(None)))
         .where(sa.or_(*(_condition(reading) for reading in shown)))
         .order_by(Study.priority, Study.received_at, Study.id)
-        .limit(MOST_LINES)
+        .offset(skip)
+        .limit(most or MOST_LINES)
     )
     if since is not None:
         query = query.where(Study.received_at >= since)
@@ -185,54 +189,72 @@ def _present(session: Session, study_ids: list[str]) -> dict[str, list[str]]:
     return found
 
 
-State = Annotated[StateFilter, Query()]
-Age = Annotated[AgeFilter, Query()]
-Modality = Annotated[str, Query(pattern=r"^[A-Z]{0,4}$")]
+@dataclass(frozen=True)
+class Chosen:
+    """What a reader chose to see; it lives in the address."""
+
+    state: StateFilter
+    age: AgeFilter
+    modality: str
+    page: int
+
+    def address(self, page: int) -> str:
+        """The query of one page of the list."""
+        chosen = {"state": self.state.value, "age": self.age.value, "modality": self.modality}
+        return urlencode(chosen | ({"page": page} if page > 1 else {}))
 
 
-def _since(age: AgeFilter) -> datetime | None:
-    return studies.now() - timedelta(hours=AGES[age]) if age in AGES else None
+def chosen(
+    state: Annotated[StateFilter, Query()] = StateFilter.OPEN,
+    age: Annotated[AgeFilter, Query()] = AgeFilter.ALL,
+    modality: Annotated[str, Query(pattern=r"^[A-Z]{0,4}$")] = "",
+    page: Annotated[int, Query(ge=1, le=1000)] = 1,
+) -> Chosen:
+    """The filters of a request."""
+    return Chosen(state, age, modality, page)
+
+
+ChosenOf = Annotated[Chosen, Depends(chosen)]
+
+
+def _page(session: Session, chosen: Chosen) -> dict[str, Any]:
+    """The lines of one page of the list, and whether another follows."""
+    since = studies.now() - timedelta(hours=AGES[chosen.age]) if chosen.age in AGES else None
+    found = lines(
+        session,
+        shown=_SHOWN[chosen.state],
+        since=since,
+        modality=chosen.modality,
+        skip=(chosen.page - 1) * MOST_LINES,
+        most=MOST_LINES + 1,
+    )
+    shown = {"lines": found[:MOST_LINES], "more": len(found) > MOST_LINES, "first": (chosen.page - 1) * MOST_LINES + 1}
+    return {"chosen": chosen, "searching": False, **shown}
 
 
 @router.get("/")
-def show(
-    found: OfficeOf,
-    login: ReaderLogin,
-    state: State = StateFilter.OPEN,
-    age: Age = AgeFilter.ALL,
-    modality: Modality = "",
-) -> Response:
+def show(found: OfficeOf, login: ReaderLogin, chosen: ChosenOf) -> Response:
     """The worklist."""
     with found.database.read() as session:
-        rows = lines(session, shown=_SHOWN[state], since=_since(age), modality=modality)
+        page = _page(session, chosen)
         modalities = session.scalars(sa.select(Series.modality).distinct().order_by(Series.modality)).all()
-    chosen = {"state": state.value, "age": age.value, "modality": modality}
     return render(
         found,
         login,
         "worklist.html",
-        lines=rows,
-        chosen=chosen,
         states=[s.value for s in StateFilter],
         ages=[a.value for a in AgeFilter],
         modalities=[m for m in modalities if m],
-        searching=False,
-        most=MOST_LINES,
+        **page,
     )
 
 
 @router.get("/worklist/rows")
-def show_rows(
-    found: OfficeOf,
-    login: QuietReaderLogin,
-    state: State = StateFilter.OPEN,
-    age: Age = AgeFilter.ALL,
-    modality: Modality = "",
-) -> Response:
+def show_rows(found: OfficeOf, login: QuietReaderLogin, chosen: ChosenOf) -> Response:
     """The lines alone, for a page that heard of a change."""
     with found.database.read() as session:
-        rows = lines(session, shown=_SHOWN[state], since=_since(age), modality=modality)
-    return render(found, login, "worklist_rows.html", lines=rows, searching=False, most=MOST_LINES)
+        page = _page(session, chosen)
+    return render(found, login, "worklist_rows.html", **page)
 
 
 @router.post("/worklist/search")
@@ -245,7 +267,7 @@ def search(found: OfficeOf, login: ReaderLogin, patient: Annotated[str, Form(max
     found.database.run(
         lambda session: audit.append(session, "search", actor=login.username, origin=login.origin, found=count)
     )
-    return render(found, login, "worklist_rows.html", lines=rows, searching=True, most=MOST_LINES)
+    return render(found, login, "worklist_rows.html", lines=rows, searching=True, more=count == MOST_LINES)
 
 
 @router.get("/worklist/next")

@@ -3,8 +3,10 @@
 const csrf = document.querySelector('meta[name="csrf"]')?.content;
 const idleMinutes = Number(document.querySelector('meta[name="idle-minutes"]')?.content ?? 0);
 const cover = document.getElementById("cover");
+const live = document.getElementById("live");
 const PRESENT_SECONDS = 20;
 const ACTIVE_SECONDS = 30;
+const RETRY_SECONDS = 4; // for words that could not be saved, and for the stream of live updates
 
 const side = () => document.getElementById("report-side");
 const sentences = () => [...document.querySelectorAll("article.sentence")];
@@ -76,7 +78,7 @@ async function add() {
   if (!button) return;
   const section = JSON.parse(button.getAttribute("hx-vals")).section;
   const values = { section, after: current()?.dataset.sentence ?? "" };
-  await htmx.ajax("POST", button.getAttribute("hx-post"), { target: "#report-side", swap: "outerHTML", values, source: document.getElementById("live") });
+  await htmx.ajax("POST", button.getAttribute("hx-post"), { target: "#report-side", swap: "outerHTML", values, source: live });
 }
 
 document.addEventListener("focusin", (event) => select(event.target.closest("article.sentence"), { scroll: false }));
@@ -174,13 +176,42 @@ document.body.addEventListener("htmx:beforeRequest", (event) => {
   const searching = event.detail.elt.id === "live" && document.querySelector("#rows[data-search]");
   const field = event.detail.elt.matches("form.text") ? event.detail.elt.querySelector("textarea") : null;
   const saved = field && field.dataset.unsaved === undefined; // leaving a text that is saved saves nothing again
-  if (cover?.open || searching || saved) event.preventDefault();
+  if (cover?.open || searching || saved || waitsForWords(event.detail.requestConfig.path)) event.preventDefault();
 });
-document.body.addEventListener("input", (event) => { if (event.target.matches(".sentence textarea")) event.target.dataset.unsaved = ""; });
+document.body.addEventListener("input", (event) => { if (event.target.matches(".sentence textarea")) event.target.dataset.unsaved = Date.now(); });
 document.body.addEventListener("htmx:afterRequest", (event) => {
   const field = event.detail.elt.querySelector?.("textarea");
   if (event.detail.successful && field && event.detail.requestConfig.parameters.text === field.value) delete field.dataset.unsaved;
   if (event.detail.elt.id === "live" && event.detail.successful && event.detail.requestConfig.verb === "get" && side()) compare(event.detail.xhr.responseText);
+});
+
+// What is signed is what the server has: nobody signs while words on the screen have not reached it.
+function waitsForWords(path) {
+  if (!/\/(sign|preliminary)$/.test(path) || !document.querySelector("textarea[data-unsaved]")) return false;
+  sendUnsaved();
+  document.querySelectorAll("dialog[open]").forEach((dialog) => dialog.close());
+  toast("Words that you wrote were not saved yet; they are being saved now. Read the report once more, then sign.");
+  return true;
+}
+
+// The whole report is drawn again while words are on their way: they go back into their fields and are sent again.
+let carried = [];
+document.body.addEventListener("htmx:beforeSwap", (event) => {
+  const { target, elt, serverResponse } = event.detail;
+  if (target.id === "report-side") carried = unsaved().map((field) => [field.id, field.value]);
+  if (target.id === "rows" && elt === live) {
+    const next = new DOMParser().parseFromString(serverResponse, "text/html").getElementById("rows");
+    if (next?.isEqualNode(target)) event.detail.shouldSwap = false; // a click on a line that was drawn again would be lost
+  }
+});
+document.body.addEventListener("htmx:afterSettle", () => {
+  for (const [id, value] of carried.splice(0)) {
+    const field = document.getElementById(id);
+    if (!field || field.readOnly || field.value === value) continue;
+    field.value = value;
+    field.dataset.unsaved = Date.now();
+    htmx.trigger(field, "change");
+  }
 });
 
 function failure(xhr) {
@@ -200,11 +231,28 @@ function compare(text) {
 }
 
 function refresh() {
-  htmx.ajax("GET", `/studies/${document.getElementById("live").dataset.study}/report`, { target: "#report-side", swap: "outerHTML" });
+  htmx.ajax("GET", `/studies/${live.dataset.study}/report`, { target: "#report-side", swap: "outerHTML" });
 }
 
-function sendUnsaved() {
-  for (const field of document.querySelectorAll("textarea[data-unsaved]")) htmx.trigger(field, "change");
+const unsaved = () => [...document.querySelectorAll("textarea[data-unsaved]")];
+
+function sendUnsaved(olderThan = 0) {
+  for (const field of unsaved()) if (Date.now() - field.dataset.unsaved >= olderThan) htmx.trigger(field, "change");
+}
+
+// Only a page that is seen listens: a browser opens six connections to a host, and the streams of tabs behind it would
+// leave none for images. Every stream begins with a word, so that nothing is missed that changed before it.
+let stream = null;
+function listen() {
+  if (document.visibilityState !== "visible") { stream?.close(); stream = null; return; }
+  if (cover?.open || (stream && stream.readyState !== EventSource.CLOSED)) return;
+  stream = new EventSource(live.dataset.events);
+  stream.addEventListener(live.dataset.study ? "study" : "worklist", () => htmx.trigger(live, "mu2:changed"));
+}
+if (live) {
+  document.addEventListener("visibilitychange", listen);
+  setInterval(() => { listen(); sendUnsaved(RETRY_SECONDS * 1000); }, RETRY_SECONDS * 1000);
+  listen();
 }
 
 // The lock: an idle desk is covered, nothing that was typed is lost
@@ -269,6 +317,7 @@ function uncover() {
   cover.close();
   activeAt = Date.now();
   sendUnsaved();
+  if (live) listen();
 }
 
 // The identity provider opens in a tab of its own, because leaving this page would lose what is not saved.
@@ -281,7 +330,6 @@ setInterval(async () => {
 
 setInterval(() => { if (csrf && !cover.open && Date.now() - activeAt > idleMinutes * 60000) lock(); }, 1000);
 
-const live = document.getElementById("live");
 if (live?.dataset.study) {
   const tell = () => { if (!cover.open) post(`/studies/${live.dataset.study}/present`).then(locked).catch(() => {}); };
   setInterval(tell, PRESENT_SECONDS * 1000);

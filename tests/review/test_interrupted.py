@@ -1,0 +1,166 @@
+"""What goes wrong at a reader's desk, in a real Chromium: the network fails, the server restarts, many tabs are open."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+
+from tests.conftest import free_port
+from tests.review.browser import Browser, Page, chromium, log_in, needs_chromium, until
+from tests.review.builders import PASSWORD, SENTENCES, Department
+from tests.review.test_pages import state_of
+from worker.core import reports
+from worker.core.report import ReportState
+from worker.review.server import PageServer
+
+pytestmark = needs_chromium
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One Chromium for this file."""
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def window(browser: Browser) -> Iterator[Page]:
+    """A window of 1280 x 800."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    yield context.new_page()
+    context.close()
+
+
+def open_judged(window: Page, page: str, study_id: str) -> None:
+    """Opens a study and accepts every sentence."""
+    log_in(window, page)
+    window.goto(f"{page}/studies/{study_id}")
+    for place in range(len(SENTENCES)):
+        window.locator("article.sentence").nth(place).locator('[data-act="accept"]').click()
+        until(window, f"document.querySelectorAll('[data-assessment=accepted]').length === {place + 1}")
+
+
+def sign(window: Page) -> None:
+    """By the dialog, with the password."""
+    window.click("[data-opens=sign-dialog]")
+    window.fill("#sign-password", PASSWORD)
+    window.click("#sign-dialog button.primary")
+
+
+def test_words_that_the_server_never_got_are_not_signed_away(here: Department, page: str, window: Page) -> None:
+    study_id = here.drafted(slices=2)
+    open_judged(window, page, study_id)
+    window.route("**/sentences/*", lambda route: route.abort())  # the network fails while the reader types
+    field = window.locator("article.sentence textarea").nth(0)
+    field.fill("There is a mass in the left lung.")
+    window.keyboard.press("Escape")
+    window.wait_for_selector("#toast:not([hidden])")
+    sign(window)
+    window.wait_for_selector("#sign-dialog", state="hidden")
+    assert state_of(here, study_id) is ReportState.AI_DRAFT
+    window.unroute("**/sentences/*")
+    window.wait_for_selector("ins")  # sent again by itself
+    until(window, "!document.querySelector('[data-unsaved]')")
+    sign(window)
+    window.wait_for_selector(".state.final")
+    with here.database.read() as session:
+        text = reports.to_value(session, reports.latest(session, study_id).id).text  # type: ignore[union-attr]
+    assert "There is a mass in the left lung." in text
+
+
+def test_report_that_is_drawn_again_keeps_the_words_that_are_on_their_way(
+    here: Department, page: str, window: Page
+) -> None:
+    study_id = here.drafted(slices=2)
+    log_in(window, page)
+    window.goto(f"{page}/studies/{study_id}")
+    held: list[object] = []
+    window.route("**/sentences/*", lambda route: held.append(route))  # a slow network
+    field = window.locator("article.sentence textarea").nth(0)
+    field.fill("First words.")
+    until_held(window, held)
+    field.fill("First words, and more.")
+    window.click("#section-impression [data-add]")  # answers with the whole report, as it was before those words
+    until(window, "document.querySelectorAll('article.sentence').length === 5")
+    assert field.input_value() == "First words, and more."
+    window.unroute("**/sentences/*")
+    for route in held:
+        with contextlib.suppress(Exception):
+            route.abort()  # type: ignore[attr-defined]
+    window.wait_for_selector("ins")
+    until(window, "!document.querySelector('[data-unsaved]')")
+    window.reload()
+    assert field.input_value() == "First words, and more."
+
+
+def until_held(window: Page, held: list[object]) -> None:
+    """Waits until a request was caught."""
+    deadline = time.monotonic() + 30
+    while not held:
+        assert time.monotonic() < deadline
+        window.wait_for_timeout(20)
+
+
+def test_reader_with_nine_studies_open_in_tabs_gets_the_next_one(here: Department, page: str, browser: Browser) -> None:
+    context = browser.new_context()
+    log_in(context.new_page(), page)
+    for number in range(9):  # a browser opens six connections to a host
+        study_id = here.drafted(slices=2, size=8, accession=f"A-{number}")
+        tab = context.new_page()
+        tab.goto(f"{page}/studies/{study_id}")
+        tab.wait_for_selector("#viewer[data-painted]", timeout=15_000)
+        tab.evaluate("Object.defineProperty(document, 'visibilityState', { value: 'hidden', configurable: true })")
+        tab.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # headless, every tab counts as seen
+    first = context.pages[1]
+    with here.database.write() as session:
+        version = reports.latest(session, here_study(first))
+        assert version is not None
+        version.report.state = ReportState.PRELIMINARY
+    first.evaluate("delete document.visibilityState")
+    first.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    first.wait_for_selector(".state.preliminary")  # what changed behind its back is there
+    context.close()
+
+
+def here_study(window: Page) -> str:
+    """The id of the study that a page shows."""
+    return window.url.rsplit("/", 1)[1]
+
+
+@contextlib.contextmanager
+def running(here: Department, port: int) -> Iterator[str]:
+    """The page on a port of its own, so that it can come back there."""
+    config = uvicorn.Config(here.app(), host="127.0.0.1", port=port, log_config=None, timeout_graceful_shutdown=1)
+    server = PageServer(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not server.started:
+        assert time.monotonic() < deadline, "the page did not start"
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=15)
+
+
+def test_worklist_shows_after_a_restart_what_came_meanwhile_and_keeps_the_readers_line(
+    here: Department, window: Page
+) -> None:
+    here.drafted(slices=2, size=8, accession="A-before")
+    port = free_port()
+    with running(here, port) as page:
+        log_in(window, page)
+        window.keyboard.press("j")
+        line = window.evaluate("document.activeElement.id")
+        assert line.startswith("open-")
+    here.drafted(slices=2, size=8, accession="A-meanwhile")
+    with running(here, port):
+        until(window, "document.getElementById('rows').innerText.includes('A-meanwhile')")
+        here.drafted(slices=2, size=8, accession="A-after")
+        until(window, "document.getElementById('rows').innerText.includes('A-after')")
+        assert window.evaluate("document.activeElement.id") == line
