@@ -12,6 +12,7 @@ import pytest
 from tests.review.builders import PASSWORD
 
 pytest.importorskip("playwright", reason="no playwright: install the extra `dev`")
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
@@ -60,6 +61,12 @@ def cut_or_overlapping(page: Page) -> list[str]:
     return list(page.evaluate(_LAYOUT))
 
 
+def hard_to_read(page: Page) -> list[str]:
+    """What axe-core finds serious or critical, contrast of the text among it; nothing should be."""
+    found = Axe().run(page).response["violations"]
+    return [f"{v['id']} {v['nodes'][0]['html'][:120]}" for v in found if v["impact"] in {"serious", "critical"}]
+
+
 def picture(page: Page, name: str) -> None:
     """A screenshot for people, where the environment variable SCREENSHOTS names a folder."""
     folder = os.environ.get("SCREENSHOTS")
@@ -79,6 +86,8 @@ _LAYOUT = """() => {
   for (const e of controls) {
     const b = box(e);
     if (b.width && (b.left < -1 || b.right > innerWidth + 1)) told.push('outside: ' + name(e));
+    const lines = b.height / parseFloat(getComputedStyle(e).lineHeight);
+    if (e.matches('button, .state') && lines > 2) told.push('broken: ' + name(e));
     if (e.matches('button, .state, h1, h2, h3') && e.scrollWidth > e.clientWidth + 1) told.push('cut: ' + name(e));
   }
   const still = controls.filter((e) => e.matches('button, select, input') && !e.closest('.summary, dialog, #report-side'));

@@ -4,24 +4,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 
-from tests.core.builders import destination
+from tests.core.builders import claimed, completed, destination
 from tests.review.browser import (
     Browser,
     Page,
     chromium,
     cut_or_overlapping,
+    hard_to_read,
     log_in,
     needs_chromium,
     picture,
     until,
     wait_for_picture,
 )
-from tests.review.builders import PASSWORD, SENTENCES, Department, department, served
-from worker.core import outbox, reports
+from tests.review.builders import PASSWORD, SENTENCES, Department, Reader, department, served
+from tests.review.test_pages import accept_all
+from worker.core import accounts, outbox, reports, studies
 from worker.core.database import Database
-from worker.core.records import Role
+from worker.core.errors import DeliveryRefusedError, NothingToReportError
+from worker.core.records import Heartbeat, Role, Stage
 from worker.core.report import Section, Sentence
 from worker.delivery.mllp import MllpConnection
 from worker.delivery.mllp_receiver import MllpReceiver
@@ -213,6 +215,26 @@ def test_markup_from_a_scanner_or_a_model_runs_nowhere(here: Department, page: s
         assert "<b>A" in window.inner_text("body")
 
 
+def filled_for_administrators(here: Department, page: str) -> None:
+    """Failures with long reasons, a refused message, a worker, an account that is closed."""
+    for reason in ("no axial CT series of 12 slices or more", "slices lie 2.5 and 5.0 mm apart; " * 6):
+        completed(here.database)
+        claim = claimed(here.database, Stage.PREPARE)
+        with here.database.write() as session:
+            studies.fail(session, claim, NothingToReportError(reason))
+    done = here.drafted(slices=2, accession="A-3")
+    with Reader(base_url=page) as reader:
+        reader.log_in("reader")
+        reader.act(f"/studies/{done}/sign", revision=accept_all(reader, done), password=PASSWORD)
+    at = studies.now()
+    with here.database.write() as session:
+        sent = outbox.claim(session, "ris", 60)
+        assert sent is not None
+        outbox.refuse(session, sent, DeliveryRefusedError("the receiver refused: no such order"), "AR", "unknown order")
+        session.add(Heartbeat(owner="worker-1", service="worker", queues="draft", started_at=at, beat_at=at))
+        accounts.set_disabled(session, accounts.add(session, username="gone", role=Role.VIEWER, password=None), True)
+
+
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (3840, 2160)])
 def test_nothing_is_cut_or_overlaps_and_everybody_can_read_it(
     here: Department, page: str, browser: Browser, width: int, height: int
@@ -220,19 +242,16 @@ def test_nothing_is_cut_or_overlaps_and_everybody_can_read_it(
     long_name = "WOLFESCHLEGELSTEINHAUSENBERGERDORFF^HUBERT BLAINE^^DR"
     study_id = here.drafted(slices=24, evidence=True, patient_name=long_name, accession="ACC-0123456789-0123")
     signed = here.drafted(slices=2, accession="A-2")
+    filled_for_administrators(here, page)
     context = browser.new_context(viewport={"width": width, "height": height})
     window = context.new_page()
     problems: list[str] = []
+    window.on("console", lambda line: problems.append(line.text) if "Security Policy" in line.text else None)
 
     def look(name: str) -> None:
         picture(window, f"{name}-{width}")
         problems.extend(f"{name}: {told}" for told in cut_or_overlapping(window))
-        if width > 1280:  # what axe finds does not depend on the size of the window
-            return
-        found = Axe().run(window).response["violations"]
-        problems.extend(
-            f"{name}: {v['id']} {v['nodes'][0]['html'][:120]}" for v in found if v["impact"] in {"serious", "critical"}
-        )
+        problems.extend(f"{name}: {told}" for told in hard_to_read(window))
 
     window.goto(f"{page}/login")
     look("login")
@@ -255,8 +274,15 @@ def test_nothing_is_cut_or_overlaps_and_everybody_can_read_it(
     window.click("#reject-dialog [data-closes]")
     context.clear_cookies()
     log_in(window, page, "boss")
-    for name in ("queue", "messages", "users", "audit", "quality"):
+    for name in ("queue", "messages", "messages/1", "users", "audit"):
         window.goto(f"{page}/admin/{name}")
-        look(name)
+        assert window.locator("tbody tr, pre").count() > 0, name  # a page of nothing proves nothing
+        look(name.replace("/", "-"))
+    window.click("text=Verify the chain")
+    window.wait_for_selector(".ready")
+    look("verified")
+    context.clear_cookies()
+    window.goto(f"{page}/studies/{signed}")
+    look("nobody")
     context.close()
     assert problems == []

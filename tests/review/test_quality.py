@@ -5,11 +5,12 @@ from itertools import pairwise
 
 import pytest
 
-from tests.review.browser import Page, chromium, cut_or_overlapping, log_in, needs_chromium, picture
-from tests.review.builders import PASSWORD, SENTENCES, Department
+from tests.review.browser import Page, chromium, cut_or_overlapping, hard_to_read, log_in, needs_chromium, picture
+from tests.review.builders import PASSWORD, SENTENCES, Department, Reader
+from tests.review.test_pages import accept_all, copy_revision
 from worker.core import accounts, editing, signing, studies
 from worker.core.records import Study
-from worker.core.report import Assessment
+from worker.core.report import Assessment, Section
 from worker.results import hl7
 from worker.review import quality
 
@@ -72,6 +73,7 @@ def test_figures_are_what_the_readers_did(here: Department, half_year: Calendar)
     with here.database.read() as session:
         by_model, by_section, weeks = quality.shares(session)
         words = quality.changed_words(session)
+        by_part = quality.changed_words_by_section(session)
         (minutes,) = quality.minutes_to_sign(session)
     old, new = by_model
     assert (old.label, old.accepted, old.edited, old.rejected) == ("mu2LLM 0.1", 8, 4, 4)
@@ -84,11 +86,39 @@ def test_figures_are_what_the_readers_did(here: Department, half_year: Calendar)
     assert words[0].points[0].value == pytest.approx(
         100 * 9 / drafted
     )  # "clear." to "clear of disease.", six words struck out
+    findings, impression = by_part
+    in_findings = sum(len(s.text.split()) for s in SENTENCES if s.section is Section.FINDINGS)
+    assert (findings.label, impression.label) == ("Findings", "Impression")
+    assert findings.points[0].value == pytest.approx(100 * 9 / in_findings)
+    assert [point.value for point in impression.points] == [0] * len(WEEKS)
     shown = quality.plot("Time", "min", [minutes])
     assert shown is not None
     steps = [b - a for a, b in pairwise(shown.axis.x(point.week) for point in minutes.points)]
     assert steps[1:3] == pytest.approx([2 * steps[0], 3 * steps[0]])  # a week without reports leaves its place empty
     assert (minutes.points[0].value, minutes.points[-1].value) == (20, 13)
+
+
+def test_words_that_a_reader_adds_count_in_their_section(here: Department, reader: Reader) -> None:
+    study_id = here.drafted(slices=2)
+    revision = accept_all(reader, study_id)
+    for section, text in (("impression", "No acute finding."), ("recommendations", "Follow up in one year.")):
+        answer = reader.act(f"/studies/{study_id}/sentences", section=section, text=text).text
+        revision = copy_revision(answer)
+    reader.act(f"/studies/{study_id}/sign", revision=revision, password=PASSWORD)
+    with here.database.read() as session:
+        lines = {line.label: line.points[0].value for line in quality.changed_words_by_section(session)}
+    drafted = len(SENTENCES[3].text.split())
+    assert lines == {"Findings": 0, "Impression": pytest.approx(100 * 3 / drafted)}  # no draft had recommendations
+
+
+def test_one_model_version_is_looked_at_alone(here: Department, half_year: Calendar) -> None:
+    with here.database.read() as session:
+        by_model, by_section, weeks = quality.shares(session, "mu2LLM 0.1")
+        lines = quality.changed_words_by_section(session, "mu2LLM 0.1")
+        (minutes,) = quality.minutes_to_sign(session, "mu2LLM 0.1")
+    assert [row.label for row in by_model] == ["mu2LLM 0.1"]
+    assert {row.label: row.total for row in by_section} == {"Findings": 12, "Impression": 4}
+    assert len(weeks) == len(lines[0].points) == len(minutes.points) == 3
 
 
 @needs_chromium
@@ -109,10 +139,11 @@ _BEYOND = """[...document.querySelectorAll('svg.line-plot')].flatMap((plot) =>
 def look(window: Page, address: str, width: int) -> None:
     """Everything of each plot lies within it, and nothing else is cut."""
     window.goto(address)
-    assert window.locator("svg.line-plot").count() == 3
-    assert window.locator("svg.line-plot circle").count() == 12
+    assert window.locator("svg.line-plot").count() == 4
+    assert window.locator("svg.line-plot circle").count() == 24
     assert window.evaluate(_BEYOND) == 0
     picture(window, f"quality-full-{width}")
     window.evaluate("document.getElementById('main').scrollTo(0, 99999)")
     picture(window, f"quality-end-{width}")
     assert cut_or_overlapping(window) == []
+    assert hard_to_read(window) == []

@@ -253,8 +253,17 @@ def show_audit(
         actions = session.scalars(sa.select(AuditEvent.action).distinct().order_by(AuditEvent.action)).all()
         audit.append(session, "view_audit", actor=login.username, origin=login.origin, shown=len(rows))
         chosen = {"action": action, "actor": actor, "study": study}
+        more = len(rows) == MOST_LINES
         return render(
-            found, login, "admin_audit.html", rows=rows, actions=actions, chosen=chosen, verified=None, broken=""
+            found,
+            login,
+            "admin_audit.html",
+            rows=rows,
+            more=more,
+            actions=actions,
+            chosen=chosen,
+            verified=None,
+            broken="",
         )
 
     return found.database.run(look)

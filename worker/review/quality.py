@@ -5,22 +5,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from statistics import median
+from typing import Annotated
 
 import sqlalchemy as sa
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
 from worker.core import studies
-from worker.core.records import Report, ReportVersion, Sentence, Signature, Study
-from worker.core.report import Assessment, Origin, ReportState
-from worker.core.review_records import WorkingCopy
+from worker.core.notices import NOTICES
+from worker.core.records import Report, ReportVersion, Sentence, Signature
+from worker.core.report import Assessment, Origin, ReportState, Section
+from worker.core.review_records import WorkingCopy, WorkingSentence
+from worker.core.signing import edit_distance
 from worker.review.access import AuditorLogin, OfficeOf
 from worker.review.pages import SECTION_TITLES, render
 
 router = APIRouter(prefix="/admin")
 WEEKS = 26
 _Counts = dict[str, dict[Assessment, int]]
+_Words = dict[str, dict[date, list[tuple[int, int]]]]  # label, week: (changed, drafted) of each report
 JUDGED = (Assessment.ACCEPTED, Assessment.EDITED, Assessment.REJECTED)
 
 
@@ -119,13 +123,15 @@ class Week:
 
 
 @router.get("/quality")
-def show(found: OfficeOf, login: AuditorLogin) -> Response:
-    """The plots, and the same figures as tables."""
+def show(found: OfficeOf, login: AuditorLogin, model: Annotated[str, Query(max_length=200)] = "") -> Response:
+    """The plots, and the same figures as tables; `model` shows one model version alone."""
     with found.database.read() as session:
-        by_model, by_section, weeks = shares(session)
+        by_model, by_section, weeks = shares(session, model)
+        labels = sorted({row.label for row in shares(session)[0]}) if model else [row.label for row in by_model]
         plots = [
-            plot("Words changed between draft and signature", "%", changed_words(session)),
-            plot("Time from draft to signature (median)", "min", minutes_to_sign(session)),
+            plot("Words changed, by model", "%", changed_words(session, model)),
+            plot("Words changed, by section", "%", changed_words_by_section(session, model)),
+            plot("Time from draft to signature (median)", "min", minutes_to_sign(session, model)),
         ]
     return render(
         found,
@@ -137,10 +143,12 @@ def show(found: OfficeOf, login: AuditorLogin) -> Response:
         week_axis=Axis(weeks[0].week, weeks[-1].week) if weeks else None,
         plots=plots,
         span=WEEKS,
+        models=labels,
+        chosen=model,
     )
 
 
-def shares(session: Session) -> tuple[list[Shares], list[Shares], list[Week]]:
+def shares(session: Session, model: str = "") -> tuple[list[Shares], list[Shares], list[Week]]:
     """How machine sentences of signed reports were judged: by model version, by section, by week of the signature."""
     rows = session.execute(
         sa.select(
@@ -162,6 +170,8 @@ def shares(session: Session) -> tuple[list[Shares], list[Shares], list[Week]]:
     sections: _Counts = defaultdict(lambda: defaultdict(int))
     weeks: _Counts = defaultdict(lambda: defaultdict(int))
     for provenance, at, section, assessment, count in rows:
+        if model and _model(provenance) != model:
+            continue
         models[_model(provenance)][assessment] += count
         sections[SECTION_TITLES[section]][assessment] += count
         weeks[_week(at.date()).isoformat()][assessment] += count
@@ -169,44 +179,119 @@ def shares(session: Session) -> tuple[list[Shares], list[Shares], list[Week]]:
     return _shares(models), _shares(sections), by_week
 
 
-def changed_words(session: Session) -> list[Line]:
+def changed_words(session: Session, model: str = "") -> list[Line]:
     """Edit distance in words, in percent of the draft's words, by model version and week of the signature."""
     rows = session.execute(
         sa.select(ReportVersion.provenance, WorkingCopy.closed_at, WorkingCopy.words_changed, WorkingCopy.words_drafted)
         .join(ReportVersion, WorkingCopy.version_id == ReportVersion.id)
-        .where(WorkingCopy.words_drafted > 0, WorkingCopy.closed_at >= _since())
+        .where(*_signed())
     )
-    lines: dict[str, dict[date, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
+    found: _Words = defaultdict(lambda: defaultdict(list))
     for provenance, at, changed, drafted in rows:
-        if at is not None and changed is not None and drafted is not None:
-            lines[_model(provenance)][_week(at.date())].append((changed, drafted))
-    return [
-        Line(
-            label,
-            tuple(
-                Point(week, 100.0 * sum(c for c, _ in pairs) / sum(d for _, d in pairs), len(pairs))
-                for week, pairs in sorted(weeks.items())
-            ),
+        if not model or _model(provenance) == model:
+            found[_model(provenance)][_week(at.date())].append((changed, drafted))
+    return _percent(found)
+
+
+def changed_words_by_section(session: Session, model: str = "") -> list[Line]:
+    """The same by section, sentence by sentence: what was edited, struck out and added there, in percent of its draft.
+
+    A section that no draft of the week has, as a reader's own recommendations, has no percentage.
+    """
+    copies = {
+        copy_id: _week(at.date())
+        for copy_id, at, provenance in session.execute(
+            sa.select(WorkingCopy.id, WorkingCopy.closed_at, ReportVersion.provenance)
+            .join(ReportVersion, WorkingCopy.version_id == ReportVersion.id)
+            .where(*_signed())
         )
-        for label, weeks in sorted(lines.items())
-    ]
+        if not model or _model(provenance) == model
+    }
+    drafted: dict[tuple[str, Section], int] = defaultdict(int)
+    changed: dict[tuple[str, Section], int] = defaultdict(int)
+    for copy_id, section, words in session.execute(_drafted_words()):
+        drafted[copy_id, section] += words
+    for copy_id, section, words in session.execute(_words_added_or_struck_out()):
+        changed[copy_id, section] += words
+    for copy_id, section, old, new in session.execute(_edited_pairs()):
+        changed[copy_id, section] += edit_distance(old.split(), new.split())
+    found: _Words = defaultdict(lambda: defaultdict(list))
+    for copy_id, section in [*drafted, *(key for key in changed if key not in drafted)]:
+        if copy_id in copies:
+            pair = (changed.get((copy_id, section), 0), drafted.get((copy_id, section), 0))
+            found[SECTION_TITLES[section]][copies[copy_id]].append(pair)
+    return _percent(found)
 
 
-def minutes_to_sign(session: Session) -> list[Line]:
+def _percent(words: _Words) -> list[Line]:
+    lines = []
+    for label, weeks in sorted(words.items()):
+        points = [
+            Point(week, 100.0 * sum(c for c, _ in pairs) / sum(d for _, d in pairs), len(pairs))
+            for week, pairs in sorted(weeks.items())
+            if any(d for _, d in pairs)
+        ]
+        if points:
+            lines.append(Line(label, tuple(points)))
+    return lines
+
+
+def _counted(text: sa.SQLColumnExpression[str]) -> sa.ColumnElement[int]:
+    """Words of a text of single spaces, counted in the database: half a year of reports need not travel."""
+    words = sa.func.length(text) - sa.func.length(sa.func.replace(text, " ", "")) + 1
+    return sa.func.coalesce(sa.func.sum(words), 0)
+
+
+def _signed() -> tuple[sa.ColumnElement[bool], ...]:
+    """Working copies that became a first signature, and had words of a machine."""
+    return WorkingCopy.words_drafted > 0, WorkingCopy.closed_at >= _since()
+
+
+def _drafted_words() -> sa.Select[str, Section, int]:
+    return (
+        sa.select(WorkingCopy.id, Sentence.section, _counted(Sentence.text))
+        .join(Sentence, Sentence.version_id == WorkingCopy.base_id)
+        .where(*_signed(), Sentence.origin == Origin.MACHINE, Sentence.text.not_in(NOTICES))
+        .group_by(WorkingCopy.id, Sentence.section)
+    )
+
+
+def _words_added_or_struck_out() -> sa.Select[str, Section, int]:
+    added = sa.and_(WorkingSentence.source_id.is_(None), WorkingSentence.assessment != Assessment.REJECTED)
+    struck = sa.and_(WorkingSentence.source_id.is_not(None), WorkingSentence.assessment == Assessment.REJECTED)
+    text = sa.func.coalesce(Sentence.text, WorkingSentence.text)
+    return (
+        sa.select(WorkingCopy.id, WorkingSentence.section, _counted(text))
+        .join(WorkingSentence, WorkingSentence.copy_id == WorkingCopy.id)
+        .outerjoin(Sentence, WorkingSentence.source_id == Sentence.id)
+        .where(*_signed(), sa.or_(added, struck), text != "", text.not_in(NOTICES))
+        .group_by(WorkingCopy.id, WorkingSentence.section)
+    )
+
+
+def _edited_pairs() -> sa.Select[str, Section, str, str]:
+    return (
+        sa.select(WorkingCopy.id, WorkingSentence.section, Sentence.text, WorkingSentence.text)
+        .join(WorkingSentence, WorkingSentence.copy_id == WorkingCopy.id)
+        .join(Sentence, WorkingSentence.source_id == Sentence.id)
+        .where(*_signed(), WorkingSentence.assessment == Assessment.EDITED, Sentence.text.not_in(NOTICES))
+    )
+
+
+def minutes_to_sign(session: Session, model: str = "") -> list[Line]:
     """Median minutes from the draft to the first signature, by week; one line or none."""
     rows = session.execute(
-        sa.select(sa.func.min(Signature.signed_at), Report.created_at)
+        sa.select(Signature.signed_at, Report.created_at, ReportVersion.provenance)
         .join(ReportVersion, Signature.version_id == ReportVersion.id)
         .join(Report, ReportVersion.report_id == Report.id)
-        .join(Study, Report.study_id == Study.id)
-        .where(Signature.signed_at >= _since())
-        .group_by(Report.id, Report.created_at)
+        .where(ReportVersion.state == ReportState.FINAL, Signature.signed_at >= _since())
     )
     weeks: dict[date, list[float]] = defaultdict(list)
-    for signed_at, drafted_at in rows:
-        weeks[_week(signed_at.date())].append((signed_at - drafted_at).total_seconds() / 60)
+    for signed_at, drafted_at, provenance in rows:
+        if not model or _model(provenance) == model:
+            weeks[_week(signed_at.date())].append((signed_at - drafted_at).total_seconds() / 60)
     points = tuple(Point(week, median(values), len(values)) for week, values in sorted(weeks.items()))
-    return [Line("all models", points)] if points else []
+    return [Line(model or "all models", points)] if points else []
 
 
 def plot(title: str, unit: str, lines: Sequence[Line]) -> Plot | None:
