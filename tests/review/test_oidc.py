@@ -168,6 +168,15 @@ def test_locked_session_is_opened_at_the_provider(clinic: Clinic) -> None:
     assert clinic.browser.get("/").status_code == 401
     assert clinic.browser.post("/oidc/unlock", data={"csrf": clinic.browser.csrf}).status_code == 200
     assert clinic.browser.get("/").status_code == 200
+    assert clinic.proofs() == 0  # opening a desk is no wish to sign
+
+
+def test_locked_session_is_not_opened_by_an_old_login_at_the_provider(clinic: Clinic) -> None:
+    clinic.log_in()
+    clinic.browser.act("/lock")
+    clinic.provider.obeys_prompt = False
+    assert clinic.browser.post("/oidc/unlock", data={"csrf": clinic.browser.csrf}).status_code == 403
+    assert clinic.browser.get("/").status_code == 401
 
 
 def test_proofs_at_the_provider_are_in_the_audit(clinic: Clinic) -> None:

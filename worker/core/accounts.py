@@ -146,13 +146,18 @@ def prove_by_password(
 
 
 def prove_by_oidc(session: Session, user_id: str, session_id: str | None, started_at: datetime, auth_time: int) -> str:
-    """The id of a proof that the provider authenticated this person after `started_at`; raises `AccessError`.
+    """The id of a proof that the provider authenticated this person after `started_at`; raises as `require_fresh`."""
+    require_fresh(started_at, auth_time)
+    return _add_proof(session, user_id, AuthenticationMethod.OIDC, session_id)
+
+
+def require_fresh(started_at: datetime, auth_time: int) -> None:
+    """Raises `AccessError` unless the provider authenticated the person after `started_at`.
 
     `auth_time` is the claim of a verified ID token, in seconds since 1970: an answer from an older login proves nothing.
     """
     if auth_time < int(started_at.timestamp()) or auth_time > studies.now().timestamp() + 60:
         raise AccessError("the identity provider did not ask for a new login; sign again, or tell the administrator")
-    return _add_proof(session, user_id, AuthenticationMethod.OIDC, session_id)
 
 
 def unused_proof(session: Session, user_id: str, session_id: str, fresh_seconds: float) -> Authentication | None:

@@ -39,6 +39,7 @@ router = APIRouter()
 
 COOKIE = "mu2_oidc"  # binds the way back to the browser that went
 FLOW_SECONDS = 600
+UNLOCKED = "/"  # where a session that was locked goes on; a proof for a signature returns to its study
 PROVIDER_SECONDS = 10.0
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA"]  # signed with a key pair, never `none`
 LEEWAY_SECONDS = 60
@@ -107,7 +108,7 @@ def _unlock(request: Request, found: Office, token: str) -> Response:
     if known is None:
         return RedirectResponse("/login", status_code=303)
     access.check_csrf(request, known[0].csrf_token, token)
-    return _depart(request, found, session_id=known[0].session_id, return_to="/", fresh=True)
+    return _depart(request, found, session_id=known[0].session_id, return_to=UNLOCKED, fresh=True)
 
 
 def _depart(request: Request, found: Office, *, session_id: str | None, return_to: str, fresh: bool) -> Response:
@@ -237,7 +238,9 @@ def _arrive(request: Request, found: Office, flow: OidcFlow, identity: Identity)
         user = session.get_one(User, login.user_id)
         if user.oidc_subject != identity.subject:
             raise AccessError("somebody else logged in at the identity provider; nothing was signed")
-        accounts.prove_by_oidc(session, user.id, login.session_id, flow.started_at, auth_time)
+        accounts.require_fresh(flow.started_at, auth_time)
+        if flow.return_to != UNLOCKED:  # who opens a locked desk has not said that they want to sign
+            accounts.prove_by_oidc(session, user.id, login.session_id, flow.started_at, auth_time)
         audit.append(session, "prove", actor=user.username, origin=login.origin, method="oidc")
 
     found.database.run(keep)
