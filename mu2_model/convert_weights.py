@@ -5,15 +5,12 @@ vision tower alone (`pretrained_ViT.bin`). Sizes come from the tensors, switches
 has is certain from its keys: `relative_bias` is relative, `wq` without it rotary, `in_proj_weight` plain attention.
 """
 
-import json
-import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, PreTrainedConfig, Qwen3Config
@@ -24,6 +21,7 @@ from mu2_model.errors import CheckpointError
 from mu2_model.image_processing_mu2 import Mu2ImageProcessor
 from mu2_model.modeling_mu2 import Mu2ForConditionalGeneration
 from mu2_model.processing_mu2 import IMAGE_TOKEN, Mu2Processor
+from mu2_model.published_files import read_published_config, read_tensor_file, read_tensors
 from mu2_model.vision_tower import Mu2VisionTower
 
 TEXT_CONFIGS: dict[str, type[PreTrainedConfig]] = {"u2llama": LlamaConfig, "u2qwen3": Qwen3Config}
@@ -31,15 +29,6 @@ Attention = Literal["relative", "rotary", "first_axis"]
 
 VISION_HEAD_WIDTH = 64
 PUBLISHED_SLICES = 256
-NEEDED_KEYS = (
-    "image_size",
-    "patch_size",
-    "u2t_num_heads",
-    "u2t_top_k",
-    "use_multi_scale",
-    "enable_diffts",
-    "enable_dmtp",
-)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # Keys of config.json that describe the image side; the rest belongs to the language model.
 IMAGE_KEYS = re.compile(
@@ -94,17 +83,22 @@ def convert_checkpoint(
     Llama. A folder without a tokenizer gives weights and image processor only, which a drafter refuses. Raises
     CheckpointError for anything that is not exactly as published. Returns the config that was written.
     """
-    src, dst = Path(src), Path(dst)
+    src, dst = Path(src), empty_folder(Path(dst))
     if src.is_file():
         return convert_vision_tower(src, dst)
     published = read_published_config(src)
-    raw = dict(read_tensors(src))
+    raw = read_tensors(src)
     attention = attention_kind(raw)
     tensors = {our_name(name): tensor for name, tensor in split_packed(raw)}
     text_config = read_text_config(published, tensors)
     tokenizer = read_tokenizer(src, text_config)
     image_token: Any = 0 if tokenizer is None else tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    config = legacy_config(published, text_config, attention, tensors, int(image_token), src.name)
+    try:
+        config = legacy_config(published, text_config, attention, tensors, int(image_token), src.name)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"config.json and the tensors do not fit together: {error}") from error
     untie(tensors, config)
     with torch.device("meta"):
         model = Mu2ForConditionalGeneration(config)
@@ -112,7 +106,10 @@ def convert_checkpoint(
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
     if (src / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(src)
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(src)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"generation_config.json of {src} cannot be read: {error}") from error
     model.save_pretrained(dst)
     size = config.vision.image_size
     image = Mu2ImageProcessor(size[1], size[0], max(PUBLISHED_SLICES // size[0], 1) * size[0], form="published")
@@ -131,12 +128,19 @@ def convert_vision_tower(src: Path | str, dst: Path | str) -> Mu2VisionConfig:
 
     Raises CheckpointError unless the file holds exactly the tensors of the published tower.
     """
-    dst = Path(dst)
+    dst = empty_folder(Path(dst))
     config, tensors = read_vision_tower(Path(src))
     dst.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(dst)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, dst / "model.safetensors")
     return config
+
+
+def empty_folder(dst: Path) -> Path:
+    """The folder to write to; CheckpointError when it holds anything, such as the published weights or an older model's files."""
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise CheckpointError(f"{dst} is not empty: name a new folder, or empty this one")
+    return dst
 
 
 def load_vision_tower(tower: Mu2VisionTower, src: Path | str) -> None:
@@ -151,12 +155,9 @@ def load_vision_tower(tower: Mu2VisionTower, src: Path | str) -> None:
 
 def read_vision_tower(file: Path) -> tuple[Mu2VisionConfig, dict[str, Tensor]]:
     """The config and the tensors, under our names, of a published vision tower file."""
-    tensors = {vision_name(name): tensor for name, tensor in _read_file(file)}
-    for name in ("position_embedding", "patch_embedding.weight", "blocks.0.fc1.weight"):
-        if name not in tensors:
-            raise CheckpointError(f"missing tensor: {file.name} has nothing for {name}")
-    voxels = tensors["patch_embedding.weight"].shape[1]
-    patches = tensors["position_embedding"].shape[1]
+    tensors = {vision_name(name): tensor for name, tensor in read_tensor_file(file)}
+    voxels = _tensor(tensors, "patch_embedding.weight", 2).shape[1]
+    patches = _tensor(tensors, "position_embedding", 3).shape[1]
     # Twice as many patches along rows and columns as along slices, as published (8 x 16 x 16).
     depth = round((patches / 4) ** (1 / 3))
     if 4 * depth**3 != patches:
@@ -177,54 +178,19 @@ def read_tokenizer(folder: Path, text_config: PreTrainedConfig) -> PreTrainedTok
     """The tokenizer of a published checkpoint, None where there is no file of one; CheckpointError without placeholder."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, config=text_config)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, config=text_config)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"the tokenizer of {folder} cannot be read: {error}") from error
     image_token: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     if image_token is None or image_token == tokenizer.unk_token_id:
         raise CheckpointError(f"the tokenizer of {folder} has no token {IMAGE_TOKEN}")
+    if image_token >= text_config.vocab_size:
+        raise CheckpointError(
+            f"{IMAGE_TOKEN} is token {image_token}, but embed_tokens.weight holds {text_config.vocab_size}: "
+            "the tokenizer belongs to another vocabulary"
+        )
     return tokenizer
-
-
-def read_published_config(folder: Path) -> dict[str, Any]:
-    """config.json of a published checkpoint; CheckpointError when it is none."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"no config.json in {folder}")
-    published: dict[str, Any] = json.loads(path.read_text())
-    kind = str(published.get("model_type", "")).lower()
-    if kind not in TEXT_CONFIGS:
-        raise CheckpointError(f"model_type {published.get('model_type')!r} is not one of u2llama, u2Qwen3")
-    if not published.get("enable_u2tokenizer", True):
-        raise CheckpointError("enable_u2tokenizer is false: this checkpoint has no visual tokenizer")
-    missing = [key for key in NEEDED_KEYS if key not in published]
-    if missing:
-        raise CheckpointError(f"config.json lacks {', '.join(missing)}")
-    return published
-
-
-def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a folder, mapped rather than read; pickles are opened with weights_only=True."""
-    for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        files = sorted(folder.glob(pattern))
-        if files:
-            for file in files:
-                yield from _read_file(file)
-            return
-    raise CheckpointError(f"no *.safetensors or pytorch_model*.bin in {folder}")
-
-
-def _read_file(file: Path) -> Iterator[tuple[str, Tensor]]:
-    if file.suffix == ".safetensors":
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 (not a dict: it cannot be iterated)
-                yield name, opened.get_tensor(name)
-    else:
-        try:
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(
-                f"{file.name} holds more than tensors and could run code; it was not opened"
-            ) from error
-        yield from loaded.items()
 
 
 def split_packed(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -260,7 +226,7 @@ def vision_name(name: str) -> str:
 def read_text_config(published: dict[str, Any], tensors: dict[str, Tensor]) -> PreTrainedConfig:
     """The language model's config: its keys of the flat config.json, its vocabulary from the tensors."""
     fields = {k: v for k, v in published.items() if not IMAGE_KEYS.match(k) and k not in DROPPED_KEYS}
-    fields["vocab_size"] = _tensor(tensors, "model.language_model.embed_tokens.weight").shape[0]
+    fields["vocab_size"] = _tensor(tensors, "model.language_model.embed_tokens.weight", 2).shape[0]
     return TEXT_CONFIGS[published["model_type"].lower()](**fields)
 
 
@@ -279,13 +245,14 @@ def legacy_config(
     layers = {match.group(1) for key in tensors if (match := pattern.match(key))}
     tokenizer: dict[str, Any] = {
         "num_attention_heads": published["u2t_num_heads"],
-        "num_layers": len(layers),
-        "num_query_tokens": _tensor(tensors, "model.visual_tokenizer.aggregator.query_tokens").shape[1],
+        "num_layers": published.get("u2t_num_layers") or len(layers),
+        "num_query_tokens": published.get("num_3d_query_token")
+        or _tensor(tensors, "model.visual_tokenizer.aggregator.query_tokens", 3).shape[1],
         "num_selected_tokens": published["u2t_top_k"],
-        "projector_pooling_size": published.get("proj_pooling_size", 2),
+        "projector_pooling_size": published.get("proj_pooling_size") or 2,
     }
     if bias in tensors:
-        tokenizer["max_relative_positions"] = (tensors[bias].shape[0] + 1) // 2
+        tokenizer["max_relative_positions"] = (_tensor(tensors, bias, 2).shape[0] + 1) // 2
     return Mu2Config.legacy(
         text_config,
         attention=attention,
@@ -311,7 +278,7 @@ def attention_kind(tensors: dict[str, Tensor]) -> Attention:
 
 def vision_sizes(tensors: dict[str, Tensor], prefix: str, published: dict[str, Any]) -> dict[str, Any]:
     """Sizes of the vision tower from its tensors; the chunk is the stored one with the short axis first."""
-    patch = _tensor(tensors, prefix + "patch_embedding.weight")
+    patch = _tensor(tensors, prefix + "patch_embedding.weight", 2)
     blocks = {
         name.split(".")[-3] for name in tensors if re.match(re.escape(prefix) + r"blocks\.\d+\.fc1\.weight$", name)
     }
@@ -320,16 +287,18 @@ def vision_sizes(tensors: dict[str, Tensor], prefix: str, published: dict[str, A
         "hidden_size": patch.shape[0],
         "num_hidden_layers": len(blocks),
         "num_attention_heads": max(patch.shape[0] // VISION_HEAD_WIDTH, 1),
-        "intermediate_size": _tensor(tensors, prefix + "blocks.0.fc1.weight").shape[0],
-        "num_channels": published.get("image_channel", 1),
+        "intermediate_size": _tensor(tensors, prefix + "blocks.0.fc1.weight", 2).shape[0],
+        "num_channels": published.get("image_channel") or 1,
         "image_size": [first, second, third] if first <= third else [third, first, second],
         "patch_size": list(published["patch_size"]),
     }
 
 
-def _tensor(tensors: dict[str, Tensor], name: str) -> Tensor:
+def _tensor(tensors: dict[str, Tensor], name: str, axes: int) -> Tensor:
     if name not in tensors:
         raise CheckpointError(f"missing tensor: nothing in the checkpoint maps to {name}")
+    if tensors[name].dim() != axes:
+        raise CheckpointError(f"mis-shaped tensor: {name} is {tuple(tensors[name].shape)}, {axes} axes are published")
     return tensors[name]
 
 

@@ -4,7 +4,6 @@ Stages: prepare (array to pixels), encode (vision tower, once per volume), gener
 (sections and sentences). The drafter sees arrays and affines only, so nothing from headers or file names can leak into a draft.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -12,18 +11,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 
+from mu2_model.checkpoint_folder import hash_weights, read_config, read_processor, value_bytes
 from mu2_model.decoding import Deadline, DecodeSettings, decode_settings
 from mu2_model.draft import Draft, DraftSentence, Progress
 from mu2_model.drafting_stages import DraftingStages
-from mu2_model.errors import CheckpointError, QuestionError
+from mu2_model.errors import CheckpointError, DeviceError, QuestionError
 from mu2_model.evidence import explain
 from mu2_model.image_processing_mu2 import Volume
+from mu2_model.memory import check_weights_fit
 from mu2_model.modeling_mu2 import Mu2ForConditionalGeneration
 from mu2_model.novelty import Novelty
 from mu2_model.processing_mu2 import Mu2Processor
-
-HASH_BLOCK_BYTES = 1 << 20
 
 
 class ReportDrafter:
@@ -56,14 +56,23 @@ class ReportDrafter:
 
         `static_cache` decodes with a cache of fixed size, which transformers compiles on a GPU: slower to begin, faster per
         token. `quantize="int8"` stores the language model's weights in 8 bits (needs torchao). Raises CheckpointError when
-        the folder is not a checkpoint of this package.
+        the folder is not a checkpoint of this package, DeviceError when there is no such device, MemoryEstimateError before
+        weights are read that would not fit.
         """
         folder = Path(path)
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(f"no config.json in the model folder {folder}")
-        if not (folder / "processor_config.json").is_file():
-            raise CheckpointError(f"no processor_config.json in {folder}: the checkpoint came without a tokenizer")
-        loaded: Any = Mu2ForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        if quantize not in (None, "int8"):
+            raise CheckpointError(f"quantize is None or 'int8', not {quantize!r}")
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise DeviceError(f"torch finds no GPU for device {str(device)!r}: name cpu, or install torch for this GPU")
+        config = read_config(folder)
+        processor = read_processor(folder, config)
+        check_weights_fit(folder, value_bytes(dtype), torch.device(device))
+        try:
+            loaded: Any = Mu2ForConditionalGeneration.from_pretrained(
+                folder, config=config, dtype=dtype, output_loading_info=True
+            )
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"the weights in {folder} cannot be read: {error}") from error
         model, info = loaded
         broken = sorted({*info["missing_keys"], *info["unexpected_keys"], *(key[0] for key in info["mismatched_keys"])})
         if broken:
@@ -73,7 +82,7 @@ class ReportDrafter:
         model.to(device)
         if quantize == "int8":
             quantize_language_model(model)
-        return cls(model, Mu2Processor.from_pretrained(folder), folder, static_cache)
+        return cls(model, processor, folder, static_cache)
 
     @property
     def device(self) -> torch.device:
@@ -188,22 +197,6 @@ def quantize_language_model(model: Mu2ForConditionalGeneration) -> None:
     except ImportError as error:
         raise CheckpointError("int8 needs the package torchao: pip install torchao") from error
     quantize_(model.model.language_model, Int8WeightOnlyConfig())
-
-
-def hash_weights(folder: Path) -> str:
-    """SHA-256 of the folder's weights; CheckpointError when it holds none."""
-    digests = []
-    for file in sorted(folder.glob("model*.safetensors")):
-        digest = hashlib.sha256()
-        with file.open("rb") as stream:
-            while block := stream.read(HASH_BLOCK_BYTES):
-                digest.update(block)
-        digests.append(digest)
-    if not digests:
-        raise CheckpointError(f"no model*.safetensors file in the model folder {folder}")
-    if len(digests) == 1:
-        return digests[0].hexdigest()
-    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
 
 
 __all__ = ["Draft", "DraftSentence", "Progress", "ReportDrafter"]

@@ -4,8 +4,9 @@
     ├── VolumeError               an array or an affine no trustworthy draft can be made from
     ├── QuestionError             an empty question, one that is too long or holds a placeholder, settings nobody knows
     ├── CheckpointError           a checkpoint that is not one of ours, or not as published
+    ├── DeviceError               a device that this machine does not have (also a RuntimeError)
     ├── DeadlineExceededError     generation passed its deadline (also a TimeoutError)
-    └── MemoryEstimateError       a batch that would not fit the free memory (also a MemoryError)
+    └── MemoryEstimateError       weights or a batch that would not fit the free memory (also a MemoryError)
 
 A CUDA allocation that fails in spite of the estimate surfaces as `torch.OutOfMemoryError`.
 Messages hold shapes, counts and tensor names, never voxels or text of a patient.
@@ -28,9 +29,13 @@ class CheckpointError(Mu2ModelError, ValueError):
     """A tensor or a config key of the checkpoint is missing, unexpected or mis-shaped."""
 
 
+class DeviceError(Mu2ModelError, RuntimeError):
+    """The device that was named is not there."""
+
+
 class DeadlineExceededError(Mu2ModelError, TimeoutError):
     """Generation was stopped because its deadline passed; nothing of the batch is returned."""
 
 
 class MemoryEstimateError(Mu2ModelError, MemoryError):
-    """The estimate says that the batch does not fit the free memory."""
+    """The estimate says that the weights or the batch do not fit the free memory."""

@@ -1,15 +1,14 @@
 """What a checkpoint folder holds, without loading its weights: config, parameters by part, hash, memory for a batch."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mu2_model.checkpoint_folder import hash_weights, read_config
 from mu2_model.configuration_mu2 import Mu2Config
-from mu2_model.drafter import hash_weights
 from mu2_model.errors import CheckpointError
-from mu2_model.memory import estimate_memory
+from mu2_model.memory import estimate_memory, free_memory, weight_bytes
 from mu2_model.modeling_mu2 import Mu2ForConditionalGeneration
 
 BYTES_PER_VALUE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -22,15 +21,13 @@ def model_info(path: Path | str, batch: int = 1, dtype: str | None = None) -> di
     is not a checkpoint of this package.
     """
     folder = Path(path)
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"no config.json in the model folder {folder}")
-    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
-    if model_type != Mu2Config.model_type:
-        raise CheckpointError(f"{folder} holds a {model_type!r} model, not a μ²LLM; convert published weights first")
-    config = Mu2Config.from_pretrained(folder)
+    config = read_config(folder)
     parameters = count_parameters(config)
     stored = str(config.dtype or "float32").removeprefix("torch.")
+    if (dtype or stored) not in BYTES_PER_VALUE:
+        raise CheckpointError(f"weights of type {dtype or stored} are not known: {', '.join(BYTES_PER_VALUE)}")
     value_bytes = BYTES_PER_VALUE[dtype or stored]
+    weight_bytes(folder)  # tells a damaged file
     estimate = estimate_memory(config, parameters["total"], batch=batch, bytes_per_value=value_bytes)
     return {
         "model_name": config.model_name,
@@ -40,7 +37,7 @@ def model_info(path: Path | str, batch: int = 1, dtype: str | None = None) -> di
         "weights_sha256": hash_weights(folder),
         "dtype": dtype or stored,
         "parameters": parameters,
-        "memory_bytes": {"batch": batch, "weights": estimate.weights, "peak": estimate.total},
+        "memory_bytes": {"batch": batch, "weights": estimate.weights, "peak": estimate.total, "free": free_by_device()},
         "chunk": list(config.vision.image_size),
         "positions": config.tokenizer.positions,
         "selection": config.tokenizer.selection,
@@ -48,6 +45,13 @@ def model_info(path: Path | str, batch: int = 1, dtype: str | None = None) -> di
         "image_tokens": config.tokenizer.num_query_tokens,
         "language_model": config.get_text_config().model_type,
     }
+
+
+def free_by_device() -> dict[str, int]:
+    """Bytes that are free now in the host's memory and on every GPU; without those that cannot be known."""
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    free = {name: free_memory(torch.device(name)) for name in devices}
+    return {name: count for name, count in free.items() if count is not None}
 
 
 def count_parameters(config: Mu2Config) -> dict[str, int]:

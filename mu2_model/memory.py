@@ -1,18 +1,22 @@
-"""How much memory a batch needs, estimated before it is started.
+"""How much memory a checkpoint and a batch need, estimated before they are loaded and started.
 
 The estimate counts what is alive at the peak of each stage without gradients: weights, the vision tower's widest tensors, the
 tokenizer's scores, the key-value cache, the logits. Attention scores are never materialised. It errs high.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from mu2_model.configuration_mu2 import Mu2Config
-from mu2_model.errors import MemoryEstimateError
+from mu2_model.errors import CheckpointError, MemoryEstimateError
 
 MEMINFO = Path("/proc/meminfo")
+# What a container may use, and uses: cgroup v2, absent outside one.
+CGROUP = Path("/sys/fs/cgroup")
 # Allocator fragments and kernels' workspaces, as a factor on activations.
 SLACK = 1.3
 
@@ -80,11 +84,51 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if device.type == "cpu" and MEMINFO.is_file():
-        for line in MEMINFO.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
+    if device.type != "cpu" or not MEMINFO.is_file():
+        return None
+    available = next(line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))
+    machine = int(available.split()[1]) * 1024
+    container = _free_in_container()
+    return machine if container is None else min(machine, container)
+
+
+def _free_in_container() -> int | None:
+    """Bytes below the limit of this process's container, counting cached files as free; None without a limit."""
+    limit = CGROUP / "memory.max"
+    if not limit.is_file() or (most := limit.read_text().strip()) == "max":
+        return None
+    used = int((CGROUP / "memory.current").read_text())
+    facts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+    return max(0, int(most) - used + int(facts.get("inactive_file", 0)))
+
+
+def check_weights_fit(folder: Path, value_bytes: int | None, device: torch.device) -> None:
+    """Raise MemoryEstimateError when a checkpoint's weights would not fit the free memory.
+
+    `value_bytes` is the size of a value once loaded; None: as stored. They pass through the host's memory on the way to
+    another device, so both are asked. The activations of a batch are asked for when there is one.
+    """
+    needed = weight_bytes(folder, value_bytes)
+    for place in dict.fromkeys((torch.device("cpu"), device)):
+        free = free_memory(place)
+        if free is not None and needed > free:
+            raise MemoryEstimateError(
+                f"the weights in {folder} need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free on {place}: free "
+                "memory, load them in a smaller dtype, or take a smaller checkpoint"
+            )
+
+
+def weight_bytes(folder: Path, value_bytes: int | None = None) -> int:
+    """Bytes of a folder's safetensors, as stored or at `value_bytes` each; CheckpointError for a file that is damaged."""
+    total = 0
+    for file in sorted(folder.glob("model*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                values = sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+                total += file.stat().st_size if value_bytes is None else values * value_bytes
+        except SafetensorError as error:
+            raise CheckpointError(f"{file.name} in {folder} is damaged or cut off, copy it again: {error}") from error
+    return total
 
 
 def check_memory(estimate: MemoryEstimate, device: torch.device, batch: int) -> None:

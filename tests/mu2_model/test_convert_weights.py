@@ -247,7 +247,7 @@ def test_a_vision_tower_alone_loads_strictly_from_138_keys(tmp_path: Path) -> No
     assert (config.hidden_size, config.num_hidden_layers, config.intermediate_size) == (64, 12, 128)
     torch.save({**state, "blocks.0.cross_attn.weight": torch.zeros(1)}, file)
     with pytest.raises(CheckpointError, match=r"unexpected tensor: blocks\.0\.cross_attn\.weight"):
-        convert_checkpoint(file, tmp_path / "dst")
+        convert_checkpoint(file, tmp_path / "other")
 
 
 def test_one_channel_weights_see_three_equal_channels_as_one(tmp_path: Path) -> None:

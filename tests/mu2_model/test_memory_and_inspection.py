@@ -11,9 +11,10 @@ from transformers import LlamaConfig, Qwen3Config
 from mu2_model import memory
 from mu2_model.configuration_mu2 import Mu2Config
 from mu2_model.drafter import ReportDrafter
-from mu2_model.errors import CheckpointError, MemoryEstimateError
+from mu2_model.errors import CheckpointError, DeviceError, MemoryEstimateError
 from mu2_model.inspection import count_parameters, model_info
-from mu2_model.memory import check_memory, estimate_memory, free_memory
+from mu2_model.memory import check_memory, check_weights_fit, estimate_memory, free_memory
+from mu2_model.modeling_mu2 import Mu2ForConditionalGeneration
 from mu2_model.untrained import make_untrained
 from tests.mu2_model.small_models import build, small_config
 from tests.mu2_model.test_image_processing import affine, body
@@ -64,6 +65,49 @@ def test_unknown_free_memory_refuses_nothing(monkeypatch: pytest.MonkeyPatch) ->
     check_memory(estimate_memory(Mu2Config(text_config=LlamaConfig()), 0, batch=10**6), torch.device("cpu"), 10**6)
 
 
+def write_container(folder: Path, limit: str) -> Path:
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text("900\n")
+    (folder / "memory.stat").write_text("anon 500\ninactive_file 300\n")
+    return folder
+
+
+def test_the_limit_of_a_container_counts_with_its_cached_files_as_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = free_memory(torch.device("cpu"))
+    assert machine is not None and machine > 10**6
+    monkeypatch.setattr(memory, "CGROUP", write_container(tmp_path, "1000"))
+    assert free_memory(torch.device("cpu")) == 400
+    monkeypatch.setattr(memory, "CGROUP", write_container(tmp_path, "max"))
+    assert (free_memory(torch.device("cpu")) or 0) > 10**6
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_untrained(tmp_path)
+    stored = (tmp_path / "model.safetensors").stat().st_size
+    monkeypatch.setattr(memory, "free_memory", lambda device: stored - 1)
+    monkeypatch.setattr(Mu2ForConditionalGeneration, "from_pretrained", lambda *_, **__: pytest.fail("was read"))
+    with pytest.raises(MemoryEstimateError, match=r"the weights in .* need .* smaller dtype"):
+        ReportDrafter.from_pretrained(tmp_path)
+
+
+def test_weights_are_counted_in_the_dtype_they_are_loaded_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_untrained(tmp_path)
+    stored = (tmp_path / "model.safetensors").stat().st_size
+    monkeypatch.setattr(memory, "free_memory", lambda device: int(0.6 * stored))
+    check_weights_fit(tmp_path, 2, torch.device("cpu"))
+    with pytest.raises(MemoryEstimateError):
+        check_weights_fit(tmp_path, 4, torch.device("cpu"))
+
+
+def test_info_says_what_is_free(tmp_path: Path) -> None:
+    free = model_info(make_untrained(tmp_path))["memory_bytes"]["free"]
+    assert free["cpu"] > 10**6
+
+
 def test_info_is_json_with_hash_and_parts(tmp_path: Path) -> None:
     info = json.loads(json.dumps(model_info(make_untrained(tmp_path), batch=4)))
     assert info["weights_sha256"] == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
@@ -77,6 +121,55 @@ def test_info_about_no_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "u2llama"}')
     with pytest.raises(CheckpointError, match="convert published weights first"):
         model_info(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"]
+)
+def test_a_checkpoint_file_that_is_cut_off_is_refused_by_its_folder(name: str, tmp_path: Path) -> None:
+    make_untrained(tmp_path)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        ReportDrafter.from_pretrained(tmp_path)
+    if name in ("config.json", "model.safetensors"):
+        with pytest.raises(CheckpointError, match=str(tmp_path)):
+            model_info(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_checkpoint_without_one_of_its_files_is_refused(name: str, tmp_path: Path) -> None:
+    (make_untrained(tmp_path) / name).unlink()
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        ReportDrafter.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"num_image_tokens": 16', '"num_image_tokens": 12', "visual tokens: .* makes 12, but the model takes 16"),
+        ('"size": 64', '"size": 32', "voxels of a chunk"),
+        ('"form": "hounsfield"', '"form": "published"', "channels: .* makes 1, but the model takes 3"),
+    ],
+)
+def test_a_processor_of_another_model_is_refused_when_loading(old: str, new: str, message: str, tmp_path: Path) -> None:
+    file = make_untrained(tmp_path) / "processor_config.json"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(CheckpointError, match=message):
+        ReportDrafter.from_pretrained(tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to load to")
+def test_a_device_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="no GPU for device 'cuda:1'"):
+        ReportDrafter.from_pretrained(make_untrained(tmp_path), "cuda:1")
+
+
+@pytest.mark.parametrize("wrong", [{"dtype": "int4"}, {"dtype": torch.int64}, {"quantize": "int4"}])
+def test_a_type_of_weights_nobody_knows_is_refused(wrong: dict, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="int"):
+        ReportDrafter.from_pretrained(make_untrained(tmp_path), **wrong)
 
 
 def test_eight_bit_weights_draft_and_are_smaller(tmp_path: Path) -> None:

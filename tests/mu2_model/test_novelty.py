@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from mu2_model import novelty
-from mu2_model.drafter import ReportDrafter, hash_weights
+from mu2_model.checkpoint_folder import hash_weights
+from mu2_model.drafter import ReportDrafter
 from mu2_model.errors import CheckpointError
 from mu2_model.image_processing_mu2 import Volume
 from mu2_model.novelty import FILE, Novelty, PooledTokens, features, fit

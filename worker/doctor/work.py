@@ -121,7 +121,7 @@ def _device(chosen: ModelSettings) -> Check:
 
 
 def _checkpoint(chosen: ModelSettings) -> Check:
-    from mu2_model.drafter import hash_weights
+    from mu2_model.checkpoint_folder import hash_weights
     from mu2_model.errors import CheckpointError
     from mu2_model.shipped import is_shipped, shipped_checkpoint
 

@@ -79,7 +79,11 @@ def load(settings: Settings, metrics: ModelMetrics) -> "Mu2Reporter":
         drafter = ReportDrafter.from_pretrained(path, device, _dtype(settings.model, device))
         drafter.warm_up()
         reporter = Mu2Reporter(drafter, settings.model, metrics)
-    except (Mu2ModelError, OSError, RuntimeError, ValueError, KeyError) as error:
+    except Mu2ModelError as error:
+        raise ModelError(
+            f"the checkpoint does not load: {error}; check model.path, model.device and `mu2 model info`"
+        ) from error
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise ModelError(
             f"the checkpoint does not load ({type(error).__name__}); check model.path, model.device and `mu2 model info`"
         ) from error
