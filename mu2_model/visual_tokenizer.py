@@ -129,13 +129,15 @@ class TokenSelection(nn.Module):
     """DTS: K selections out of all tokens of a volume.
 
     Soft: S = x W + b, A = softmax(S / τ) over the tokens, selected = Aᵀ x; b is constant over the tokens and cancels.
-    Hard: a score per token, the K highest are gathered in descending order, and no gradient reaches the scores.
+    Hard: a score per token, the K highest are gathered in descending order, and no gradient reaches the scores. A volume with
+    fewer tokens, which only skipping its empty chunks makes possible, is gathered whole, every token as often as any other.
     """
 
     def __init__(self, config: Mu2TokenizerConfig, width: int):
         super().__init__()
         self.soft = config.selection == "soft"
         self.count = config.num_selected_tokens
+        self.repeats = config.mask_empty_chunks
         self.score = ScaledLinear(width, self.count if self.soft else 1, config.score_gain)
         self.initial_temperature = config.selection_temperature
         if self.soft and config.learnable_temperature:
@@ -149,7 +151,7 @@ class TokenSelection(nn.Module):
     def forward(self, x_BCNH: Tensor, chunk_mask_BC: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns the selected tokens (B, K, H) and the weights (B, C·N, K) they were made with.
 
-        Raises ValueError when the hard variant is asked for more tokens than the volume has.
+        Raises ValueError when the hard variant of the legacy preset is asked for more tokens than the volume has.
         """
         tokens = x_BCNH.shape[2]
         x_BMH = x_BCNH.flatten(1, 2)
@@ -167,10 +169,14 @@ class TokenSelection(nn.Module):
         return self._gather(x_BMH, score_BMK.squeeze(-1))
 
     def _gather(self, x_BMH: Tensor, score_BM: Tensor) -> tuple[Tensor, Tensor]:
-        live = int(torch.isfinite(score_BM).sum(dim=1).min())
-        if live < self.count:
-            raise ValueError(f"hard selection of {self.count} tokens, but a volume has only {live}")
-        index_BK = score_BM.topk(self.count, dim=1).indices
+        live_B = torch.isfinite(score_BM).sum(dim=1)
+        if not self.repeats and int(live_B.min()) < self.count:
+            raise ValueError(f"hard selection of {self.count} tokens, but a volume has only {int(live_B.min())}")
+        order_BM = score_BM.argsort(dim=1, descending=True)
+        # Repeated in place, not at the end: pooling then still averages tokens of neighbouring rank.
+        rank_K = torch.arange(self.count, device=score_BM.device)
+        rank_BK = torch.where(live_B[:, None] < self.count, rank_K * live_B[:, None] // self.count, rank_K)
+        index_BK = order_BM.gather(1, rank_BK)
         weight_BMK = F.one_hot(index_BK, x_BMH.shape[1]).transpose(1, 2).to(x_BMH.dtype)
         selected = x_BMH.gather(1, index_BK[..., None].expand(-1, -1, x_BMH.shape[2]))
         return selected, weight_BMK

@@ -31,8 +31,20 @@ def test_hard_selection_gathers_the_best_tokens_in_descending_order() -> None:
     assert torch.equal(weights.transpose(1, 2) @ tokens.flatten(1, 2), selected)
 
 
-def test_hard_selection_of_more_tokens_than_there_are_is_refused() -> None:
+def test_hard_selection_gathers_a_short_volume_whole_whatever_it_is_batched_with() -> None:
     selection = TokenSelection(Mu2TokenizerConfig(num_selected_tokens=8, selection="hard"), 8)
+    tokens = torch.randn(2, 2, 6, 8)
+    selected, weights = selection(tokens, torch.tensor([[True, False], [True, True]]))
+    order = selection.score(tokens[0, 0]).squeeze(-1).argsort(descending=True)
+    assert torch.equal(selected[0], tokens[0, 0][order][[0, 0, 1, 2, 3, 3, 4, 5]])
+    assert torch.equal(weights.transpose(1, 2) @ tokens.flatten(1, 2), selected)
+    alone, _ = selection(tokens[:1, :1])
+    assert torch.equal(alone[0], selected[0])
+
+
+def test_hard_selection_of_more_tokens_than_there_are_is_refused_as_published() -> None:
+    config = Mu2TokenizerConfig(num_selected_tokens=8, selection="hard", mask_empty_chunks=False)
+    selection = TokenSelection(config, 8)
     with pytest.raises(ValueError, match="8 tokens, but a volume has only 6"):
         selection(torch.randn(1, 2, 6, 8), torch.tensor([[True, False]]))
 
