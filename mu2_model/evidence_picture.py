@@ -3,6 +3,7 @@
 Slices are shown as radiologists read them: the patient's right on the left, front at the top.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,16 @@ from mu2_model.image_processing_mu2 import PreparedVolume
 
 HEAT_COLOUR = np.array([255.0, 120.0, 0.0])
 STRONGEST_OVERLAY = 0.6
-CAPTION_LINES = 3
 PANEL_PIXELS = 384
-CAPTION_PIXELS = 20
+LINE_PIXELS = 20
+MARGIN_PIXELS = 6
 SOFT_TISSUE_CHANNEL = 1
 
 
 def draw_evidence(
     path: Path | str, prepared: PreparedVolume, evidence: SentenceEvidence, sentence: str, slices: int = 3
 ) -> None:
-    """Write a PNG with the `slices` hottest rows of patches, each by its middle slice, and the sentence under them."""
+    """Write a PNG with the `slices` hottest rows of patches, each by its middle slice, and the whole sentence under them."""
     channel = min(SOFT_TISSUE_CHANNEL, prepared.pixel_values.shape[1] - 1)
     volume = prepared.pixel_values[:, channel].flatten(0, 1).float().cpu().numpy()
     thickness = volume.shape[0] // evidence.heat.shape[0]
@@ -34,18 +35,47 @@ def draw_evidence(
         index = min(row * thickness + thickness // 2, prepared.grid.shape[0] - 1)
         panels.append((_panel(volume[index], evidence.heat[row] / strongest, prepared), _place(prepared, index)))
     height = max(panel.height for panel, _ in panels)
-    canvas = Image.new("RGB", (PANEL_PIXELS * len(panels), height + CAPTION_LINES * CAPTION_PIXELS), "black")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
+    width = PANEL_PIXELS * len(panels)
+    font = ImageFont.load_default(size=14)
+    lines = [
+        line
+        for text in (sentence, _figure(evidence), _side(prepared))
+        for line in wrap(text, width - 2 * MARGIN_PIXELS, font.getlength)
+    ]
+    canvas = Image.new("RGB", (width, height + len(lines) * LINE_PIXELS), "black")
+    draw = ImageDraw.Draw(canvas)
     for position, (panel, place) in enumerate(panels):
         canvas.paste(panel, (position * PANEL_PIXELS, 0))
-        draw.text((position * PANEL_PIXELS + 6, 4), place, fill="white", font=font)
-    support = "" if evidence.supported else "  (weakly supported by the image)"
-    figure = f"drop {evidence.drop:+.3f}, at random {evidence.control_drop:+.3f} nats per token{support}"
-    for line, words in enumerate((sentence, "where the model looked: " + figure, "R is on the left of every slice")):
-        if line == 2 and prepared.grid.to_ras is None:
-            words = "no affine: left and right are unknown"
-        draw.text((6, height + line * CAPTION_PIXELS + 2), words, fill="white", font=font)
+        draw.text((position * PANEL_PIXELS + MARGIN_PIXELS, 4), place, fill="white", font=font)
+    for row, line in enumerate(lines):
+        draw.text((MARGIN_PIXELS, height + row * LINE_PIXELS + 2), line, fill="white", font=font)
     canvas.save(path, format="PNG")
+
+
+def _figure(evidence: SentenceEvidence) -> str:
+    support = "" if evidence.supported else " (weakly supported by the image)"
+    figure = f"drop {evidence.drop:+.3f}, at random up to {evidence.control_drop:+.3f} nats per token"
+    return f"where the model looked: {figure}{support}"
+
+
+def _side(prepared: PreparedVolume) -> str:
+    known = prepared.grid.to_ras is not None
+    return "R is on the left of every slice" if known else "no affine: left and right are unknown"
+
+
+def wrap(text: str, width: float, length: Callable[[str], float]) -> list[str]:
+    """The text in lines of at most `width` by `length`; a word that is longer stands alone.
+
+    >>> wrap("No acute findings.", 10, len)
+    ['No acute', 'findings.']
+    """
+    lines: list[str] = []
+    for word in text.split():
+        if lines and length(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def _panel(plane: NDArray[np.float32], heat: NDArray[np.float32], prepared: PreparedVolume) -> Image.Image:

@@ -182,7 +182,7 @@ def resample_hu(
 ) -> Tensor:
     """Resample an array by one matrix per axis; what was out of range is replaced and said in `repairs`.
 
-    The array keeps its type until a slab of slices is on its way. Raises VolumeError when no voxel is air.
+    The array keeps its type until a slab of slices is on its way. Raises VolumeError when no voxel is air, or every one is.
     """
     over_slices = weights[0].to(device)
     rows, columns = Resampling(weights[1], device), Resampling(weights[2], device)
@@ -213,7 +213,7 @@ class _Seen:
 
     def __init__(self) -> None:
         self.broken = self.padding = self.dense = 0
-        self.lowest = math.inf
+        self.lowest, self.highest = math.inf, -math.inf
 
     def look(self, slab: Tensor) -> Tensor:
         """Count what is out of range, and bring it into the range; what is not finite becomes air."""
@@ -223,18 +223,20 @@ class _Seen:
             self.broken += int((~finite).sum())
             slab = torch.where(finite, slab, AIR_HU)
             low, high = (float(value) for value in torch.aminmax(slab))
-        self.lowest = min(self.lowest, low)
+        self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
         self.padding += int((slab < AIR_HU).sum()) if low < AIR_HU else 0
         self.dense += int((slab > DENSEST_HU).sum()) if high > DENSEST_HU else 0
         return slab.clamp(AIR_HU, DENSEST_HU) if low < AIR_HU or high > DENSEST_HU else slab
 
     def check(self) -> None:
-        """VolumeError when no voxel was air."""
+        """VolumeError when no voxel was air, or none was anything else."""
         if self.lowest > MUST_REACH_BELOW_HU:
             raise VolumeError(
                 f"the lowest value is {self.lowest:.0f}: a CT in Hounsfield units holds air (below "
                 f"{MUST_REACH_BELOW_HU:.0f}). Apply slope and intercept, or this is not a CT"
             )
+        if self.highest <= BODY_HU:
+            raise VolumeError(f"no voxel above {BODY_HU:.0f} HU: the volume holds air and no body")
 
     def repairs(self, voxels: int) -> list[str]:
         """A sentence for each kind of value that was replaced."""
@@ -243,7 +245,18 @@ class _Seen:
             (self.padding, f"below {AIR_HU:.0f} HU (padding), set to {AIR_HU:.0f} HU"),
             (self.dense, f"above {DENSEST_HU:.0f} HU (metal), set to {DENSEST_HU:.0f} HU"),
         )
-        return [f"{100 * count / voxels:.2g} % of the voxels were {what}" for count, what in kinds if count]
+        return [f"{_percent(count / voxels)} of the voxels were {what}" for count, what in kinds if count]
+
+
+def _percent(share: float) -> str:
+    """A share in percent, never as "1e+02 %".
+
+    >>> _percent(0.471), _percent(0.000092), _percent(1e-8)
+    ('47 %', '0.0092 %', 'less than 0.001 %')
+    """
+    if share < 1e-5:
+        return "less than 0.001 %"
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def check_array(hu: Any, min_slices: int) -> NDArray[Any]:

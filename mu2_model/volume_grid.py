@@ -78,7 +78,10 @@ def check_affine(affine: object) -> Matrix:
         raise VolumeError(
             "no affine: without it there is no spacing and no left and right; pass the 4x4 matrix to RAS mm"
         )
-    matrix = np.asarray(affine, dtype=np.float64)
+    try:
+        matrix = np.asarray(affine, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise VolumeError(f"an affine is a 4x4 matrix of numbers, not {type(affine).__name__}") from error
     if matrix.shape != (4, 4):
         raise VolumeError(f"the affine has shape {matrix.shape}, not (4, 4)")
     if not np.isfinite(matrix).all():

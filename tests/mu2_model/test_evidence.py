@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mu2_model import evidence as explaining
 from mu2_model.drafter import ReportDrafter
-from mu2_model.evidence import SentenceEvidence, blank_patches, patches_with_image, pooled_patches
+from mu2_model.evidence import CONTROLS, SentenceEvidence, blank_patches, patches_with_image, pooled_patches
 from mu2_model.evidence_picture import draw_evidence
 from mu2_model.untrained import make_untrained
 from mu2_model.volume_grid import VolumeGrid, apply_affine
@@ -89,6 +90,33 @@ def test_support_needs_a_drop_above_noise_and_above_random_patches() -> None:
     assert not SentenceEvidence(heat, None, drop=0.2, control_drop=0.3).supported
 
 
+def test_the_control_is_the_largest_drop_of_several_random_draws_that_all_sentences_share(
+    drafter: ReportDrafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every blanking costs one nat a token more than the one before.
+    calls: list[int] = []
+    changed: list[int] = []
+
+    def blanked(pixels: torch.Tensor, patches: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+        calls.append(len(patches))
+        changed.append(len(set(patches.tolist())))
+        return pixels
+
+    monkeypatch.setattr(explaining, "blank_patches", blanked)
+    drops = iter(range(1, 100))
+    original = explaining._token_log_probabilities
+    monkeypatch.setattr(
+        explaining,
+        "_token_log_probabilities",
+        lambda *given: original(*given) * 0 - (next(drops) if calls else 0),
+    )
+    (draft,) = drafter.draft([(body(), affine())], [QUESTION], max_new_tokens=12, evidence=True)
+    assert draft.evidence is not None
+    assert len(calls) == CONTROLS + len(draft.sentences) and calls == changed
+    assert {shown.control_drop for shown in draft.evidence} == {float(CONTROLS)}
+    assert [shown.drop for shown in draft.evidence] == [float(CONTROLS + 1 + i) for i in range(len(draft.sentences))]
+
+
 def test_blanking_fills_exactly_the_chosen_patches() -> None:
     pixels = torch.rand(1, 2, 3, 4, 8, 8)
     blanked = blank_patches(pixels, torch.tensor([0, 9]), (2, 4, 4))
@@ -120,8 +148,20 @@ def test_the_picture_shows_the_right_of_the_patient_on_the_left(drafter: ReportD
     )
     draw_evidence(tmp_path / "picture.png", prepared, cold, draft.sentences[0].text, slices=1)
     picture = np.asarray(Image.open(tmp_path / "picture.png").convert("L"))
-    panel = picture[30:-70]
+    panel = picture[30:300]
     assert panel[:, :190].mean() > panel[:, 200:].mean()
+
+
+def test_a_long_sentence_stands_whole_under_a_narrow_picture(drafter: ReportDrafter, tmp_path: Path) -> None:
+    prepared = drafter.processor.image_processor.prepare(body(), affine())
+    shown = SentenceEvidence(np.full((4, 4, 4), 1 / 64, np.float32), np.eye(4), 0.1, 0.0)
+    heights = []
+    for words in (3, 60):
+        draw_evidence(tmp_path / "picture.png", prepared, shown, "effusion " * words, slices=1)
+        heights.append(Image.open(tmp_path / "picture.png").size[1])
+    assert heights[1] - heights[0] >= 8 * 20
+    picture = np.asarray(Image.open(tmp_path / "picture.png").convert("L"))
+    assert picture[-heights[1] + 330 :, -4:].max() == 0  # no line runs out of the picture
 
 
 def test_the_picture_of_a_volume_without_affine_claims_no_side(drafter: ReportDrafter, tmp_path: Path) -> None:
