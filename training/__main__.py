@@ -15,34 +15,39 @@ def training() -> None:
     """Make data, train and evaluate μ²LLM."""
 
 
+def mount() -> None:
+    """Add the commands that need torch."""
+    from training import (
+        ablate,
+        commands,
+        contrast,
+        evaluation_commands,
+        floors_command,
+        novelty,
+        phantom_model,
+        ship,
+        smoke,
+        synthesize_command,
+        tokenizer_stage,
+    )
+
+    commands.mount(app)
+    evaluation_commands.mount(app)
+    app.command()(contrast.contrast)
+    app.command()(tokenizer_stage.tokenizer)
+    app.command()(floors_command.floors)
+    app.command()(novelty.novelty)
+    app.command()(ship.ship)
+    app.command()(smoke.smoke)
+    app.command("mu2-phantom")(phantom_model.mu2_phantom)
+    app.command()(ablate.ablate)
+    app.command()(synthesize_command.synthesize)
+
+
 def main() -> None:
     """Run the command; `phantoms` needs no torch, so it does not wait for it."""
     if sys.argv[1:2] != ["phantoms"]:
-        from training import (
-            ablate,
-            commands,
-            contrast,
-            evaluation_commands,
-            floors_command,
-            novelty,
-            phantom_model,
-            ship,
-            smoke,
-            synthesize_command,
-            tokenizer_stage,
-        )
-
-        commands.mount(app)
-        evaluation_commands.mount(app)
-        app.command()(contrast.contrast)
-        app.command()(tokenizer_stage.tokenizer)
-        app.command()(floors_command.floors)
-        app.command()(novelty.novelty)
-        app.command()(ship.ship)
-        app.command()(smoke.smoke)
-        app.command("mu2-phantom")(phantom_model.mu2_phantom)
-        app.command()(ablate.ablate)
-        app.command()(synthesize_command.synthesize)
+        mount()
     app()
 
 
