@@ -80,7 +80,7 @@ class Endpoint:
                     headers=self._headers(),
                     timeout=self.timeout_seconds,
                 )
-            except httpx.TransportError as error:
+            except (httpx.TransportError, httpx.DecodingError) as error:
                 last = f"{type(error).__name__}"
                 continue
             if response.status_code in RETRYABLE_STATUS:
@@ -124,8 +124,14 @@ def parse_completion(response: httpx.Response) -> Completion | None:
         return None
     if not isinstance(text, str):
         return None
-    usage = body.get("usage") or {}
-    return Completion(text, int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))
+    usage = body.get("usage")
+    return Completion(text, _counted(usage, "prompt_tokens"), _counted(usage, "completion_tokens"))
+
+
+def _counted(usage: Any, name: str) -> int:
+    """A count of tokens; 0 where the endpoint counts none, as local servers may."""
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if isinstance(count, int) else 0
 
 
 def estimate_tokens(text: str) -> int:

@@ -46,12 +46,36 @@ JudgeName = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first cases.")]
-Split = Annotated[str | None, typer.Option(help="Only this split of the manifests.")]
+Split = Annotated[
+    str | None,
+    typer.Option(help="Only this split; without it the held-out one, or all where the manifests hold one alone."),
+]
 
 
 def read_phantom_report(text: str) -> list[Stated]:
     """The findings of a phantom report by the labeler."""
     return [stated(finding.to_dict()) for finding in labeler.read(text).findings]
+
+
+def held_out_cases(data: Sequence[Path], split: str | None, held_out: Sequence[str]) -> list[Case]:
+    """The cases of a split. Without a name those of the first of `held_out` that is there, or all where there is one split.
+
+    BadParameter when there are several and none of `held_out`: what a model was trained on neither scores it nor makes its
+    preferences.
+    """
+    cases = read_manifests(data, split)
+    splits = {case.split for case in cases}
+    if len(splits) > 1:
+        chosen = next((name for name in held_out if name in splits), None)
+        if chosen is None:
+            raise typer.BadParameter(
+                f"the manifests hold {' and '.join(sorted(splits))} but no {held_out[0]} cases: name a split by --split, "
+                "or hold patients out by `import --validation`"
+            )
+        cases = [case for case in cases if case.split == chosen]
+    if not cases:
+        raise typer.BadParameter(f"no {split or ''} cases in {', '.join(map(str, data))}")
+    return cases
 
 
 def make_judge(name: str, device: str = "cpu") -> Judge | None:
@@ -114,7 +138,7 @@ def preferences(
 ) -> None:
     """Draft every case several times (T=1.0, top_p=0.9), judge the drafts, keep the best and the worst."""
     use_threads(threads)
-    cases = read_manifests(data, split)[:limit]
+    cases = held_out_cases(data, split, ("validation",))[:limit]
     asked = make_judge(judge, device)
     if asked is None:
         raise typer.BadParameter("preferences need a judge")
@@ -178,7 +202,7 @@ def evaluate_command(
     """Draft every case greedily and score it; with two checkpoints also test whether the first is better."""
     use_threads(threads)
     command = shlex.join(["python", "-m", "training", *sys.argv[1:]])
-    cases = read_manifests(data, split)[:limit]
+    cases = held_out_cases(data, split, ("test", "validation"))[:limit]
     asked = make_judge(judge, device)
     classifier = None if radbert is None else LabelClassifier.from_pretrained(radbert, device)
     results, figures = [], []
@@ -187,6 +211,10 @@ def evaluate_command(
             raise typer.BadParameter(f"no checkpoint in {folder}: name one by --model")
         drafter = Drafter(folder, source_maker(cache, cases, cached_tokens), batch_size=batch, device=device)
         drafted = draft_with_bar(drafter, cases, folder.name)
+        if out is not None:
+            # Before they are scored: a judge that fails costs no draft.
+            out.mkdir(parents=True, exist_ok=True)
+            write_drafts(drafted, out / f"{folder.name}.jsonl")
         result = score_drafts(folder.name, drafted, asked, bert, classifier)
         told = result.figures(command, resamples) | floors_beside(folder, train or [], cases, cache, resamples, card)
         results.append(result)
@@ -194,9 +222,6 @@ def evaluate_command(
         if card:
             write_json(folder / SCORES_FILE, told)
             write_card(folder)
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            write_drafts(drafted, out / f"{folder.name}.jsonl")
     report = report_of(results, figures, published)
     if out is not None:
         write_json(out / SCORES_FILE, report["figures"])

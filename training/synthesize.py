@@ -8,6 +8,7 @@ machine. Every answer is stored under the hash of what was asked, so a run that 
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -17,15 +18,19 @@ from typing import Any
 
 from training.data import QUESTION, Case
 from training.deidentify import deidentify
-from training.endpoint import Completion, Endpoint, Price, estimate_tokens
+from training.endpoint import Completion, Endpoint, EndpointError, Price, estimate_tokens
 
 STAGES = ("questions", "answer", "filter", "refine", "narrative")
 QUESTIONS_A_REPORT = 4
 EXPECTED_OUTPUT_TOKENS = {"questions": 160, "answer": 220, "filter": 4, "refine": 220, "narrative": 300}
 """For the price before a run."""
+FAILURES_IN_A_ROW = 5
+"""Reports that the endpoint may refuse one after another; more is no matter of a report, and the run stops."""
 REPORT_WORDS = re.compile(
     r"\b(report|findings section|impression section|provided text|the text|described|states?d?)\b", re.I
 )
+SUPPORTED = re.compile(r"\W*yes\b", re.IGNORECASE)
+"""How the filter says that the report supports an answer."""
 SYSTEM = "You write training data for a model that reads CT volumes. Be exact, invent nothing, write English."
 
 PROMPTS = {
@@ -129,20 +134,23 @@ class Synthesizer:
 
     def ask(self, stage: str, **values: Any) -> str:
         """The stored or fresh answer of one stage; EndpointError when it cannot be had."""
-        prompt = PROMPTS[stage].format(**values)
-        key = self.store.key(self.endpoint.model, stage, prompt)
-        known = self.store.get(key)
+        known = self.stored(stage, **values)
         if known is not None:
             with self._lock:
                 self.spent.stored += 1
             return known
+        prompt = PROMPTS[stage].format(**values)
         answer = self.endpoint.complete(prompt, SYSTEM)
-        self.store.put(stage, key, answer)
+        self.store.put(stage, self.store.key(self.endpoint.model, stage, prompt), answer)
         with self._lock:
             self.spent.requests += 1
             self.spent.prompt_tokens += answer.prompt_tokens
             self.spent.completion_tokens += answer.completion_tokens
         return answer.text
+
+    def stored(self, stage: str, **values: Any) -> str | None:
+        """The stored answer of one stage, or None."""
+        return self.store.get(self.store.key(self.endpoint.model, stage, PROMPTS[stage].format(**values)))
 
     def synthesize(self, case: Case) -> list[Case]:
         """New cases about the volume of one report: questions with thinking and answer, and one narrative."""
@@ -169,7 +177,7 @@ class Synthesizer:
             return None
         thinking, answer = parts
         verdict = self.ask("filter", report=report, question=question, answer=answer)
-        if not re.match(r"\W*yes\b", verdict, re.IGNORECASE):
+        if SUPPORTED.match(verdict) is None:
             self._drop("filter: not supported by the report")
             return None
         refined = self.ask("refine", thinking=thinking).strip()
@@ -183,27 +191,64 @@ class Synthesizer:
             self.spent.drop(reason)
 
     def run(self, cases: Sequence[Case], threads: int, done: Callable[[], None]) -> Iterator[Case]:
-        """Synthesize for many reports at once, in order; `done` is called after each."""
-        with ThreadPoolExecutor(threads) as pool:
-            for made in pool.map(self.synthesize, cases):
+        """Synthesize for many reports at once, in order; `done` is called after each.
+
+        A report that the endpoint refuses for good (a content filter, say) is left out and counted. EndpointError when it
+        refuses five in a row: then nothing more is asked, and what was answered is stored.
+        """
+        refused = 0
+        pool = ThreadPoolExecutor(threads)
+        try:
+            for running in [pool.submit(self.synthesize, case) for case in cases]:
+                try:
+                    made = running.result()
+                    refused = 0
+                except EndpointError:
+                    refused += 1
+                    if refused >= min(FAILURES_IN_A_ROW, len(cases)):
+                        raise
+                    self._drop("endpoint: refused or kept failing")
+                    made = []
                 done()
                 yield from made
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def estimate(self, cases: Sequence[Case], price: Price) -> Estimate:
         """What is left to ask for the cases, counted by rule of thumb; answers that are stored cost nothing."""
         requests = prompt_tokens = completion_tokens = 0
         for case in cases:
             report = deidentify(case.answer, self.names)
-            first = PROMPTS["questions"].format(report=report, count=QUESTIONS_A_REPORT)
-            if self.store.get(self.store.key(self.endpoint.model, "questions", first)) is not None:
-                continue
             size = estimate_tokens(SYSTEM + report)
-            for stage in STAGES:
-                times = 1 if stage in ("questions", "narrative") else QUESTIONS_A_REPORT
+            for stage, times in self._unasked(report).items():
                 requests += times
                 prompt_tokens += times * (size + estimate_tokens(PROMPTS[stage]))
                 completion_tokens += times * EXPECTED_OUTPUT_TOKENS[stage]
         return Estimate(requests, prompt_tokens, completion_tokens, price.cost(prompt_tokens, completion_tokens))
+
+    def _unasked(self, report: str) -> Counter[str]:
+        """How often each stage is still to be asked about a report."""
+        missing: Counter[str] = Counter()
+        listed = self.stored("questions", report=report, count=QUESTIONS_A_REPORT)
+        asked: Sequence[str | None] = [None] * QUESTIONS_A_REPORT if listed is None else parse_questions(listed)
+        missing["questions"] += listed is None
+        for question in asked:
+            missing.update(self._unasked_about(report, question))
+        missing["narrative"] += self.stored("narrative", report=report) is None
+        return missing
+
+    def _unasked_about(self, report: str, question: str | None) -> Sequence[str]:
+        reply = None if question is None else self.stored("answer", report=report, question=question)
+        if reply is None:
+            return "answer", "filter", "refine"
+        parts = parse_thinking(reply)
+        if parts is None:
+            return ()
+        verdict = self.stored("filter", report=report, question=question, answer=parts[1])
+        if verdict is None:
+            return "filter", "refine"
+        left_out = SUPPORTED.match(verdict) is None
+        return () if left_out or self.stored("refine", thinking=parts[0]) is not None else ("refine",)
 
 
 def parse_questions(text: str) -> list[str]:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from training.data import read_manifests, write_manifest
-from training.endpoint import Endpoint, Price
+from training.endpoint import Endpoint, EndpointError, Price
 from training.synthesize import AnswerStore, Synthesizer
 
 NOTES = Console(stderr=True)
@@ -46,9 +46,13 @@ def synthesize(
     if estimate.dollars > budget:
         typer.echo(f"more than the budget of {budget:.2f}: raise --budget or set --limit", err=True)
         raise typer.Exit(1)
-    with Progress(console=NOTES) as bar:
-        task = bar.add_task("reports", total=len(cases))
-        made = list(worker.run(cases, threads, lambda: bar.advance(task)))
+    try:
+        with Progress(console=NOTES) as bar:
+            task = bar.add_task("reports", total=len(cases))
+            made = list(worker.run(cases, threads, lambda: bar.advance(task)))
+    except EndpointError as error:
+        typer.echo(f"stopped: {error}. What was answered is stored: the same command goes on from there", err=True)
+        raise typer.Exit(1) from error
     write_manifest(made, out)
     spent = worker.spent
     paid = price.cost(spent.prompt_tokens, spent.completion_tokens)

@@ -3,16 +3,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from mu2_model import Mu2ForConditionalGeneration, Mu2Processor
 from training import tables
 from training.collators import VolumeSource
 from training.commands import check_data
-from training.data import Case
+from training.data import Case, write_manifest
 from training.drafting import DraftedCase, Drafter
 from training.evaluate import Options, evaluate
-from training.evaluation_commands import read_phantom_report, report_of, score_drafts
+from training.evaluation_commands import held_out_cases, read_phantom_report, report_of, score_drafts
 from training.green import PhantomJudge
 from training.metrics.findings import Stated, stated
 from training.model_card import SCORES_FILE, write_card
@@ -135,6 +136,40 @@ def test_the_card_takes_its_scores_from_the_file(world: Path, phantom_cases: lis
     assert "Printed by `c`." in text
 
 
+@pytest.mark.parametrize(
+    ("splits", "asked", "held_out", "taken"),
+    [
+        (("train", "validation", "test"), None, ("test", "validation"), {"test"}),
+        (("train", "validation", "test"), None, ("validation",), {"validation"}),
+        (("train", "validation"), None, ("test", "validation"), {"validation"}),
+        (("train", "validation"), "train", ("test", "validation"), {"train"}),
+        (("train",), None, ("validation",), {"train"}),
+    ],
+)
+def test_what_was_trained_on_is_scored_only_when_it_is_asked_for(
+    phantom_cases: list[Case],
+    tmp_path: Path,
+    splits: tuple[str, ...],
+    asked: str | None,
+    held_out: tuple[str, ...],
+    taken: set[str],
+) -> None:
+    rows = [replace(case, split=splits[number % len(splits)]) for number, case in enumerate(phantom_cases)]
+    manifest = write_manifest(rows, tmp_path / "manifest.jsonl")
+    assert {case.split for case in held_out_cases([manifest], asked, held_out)} == taken
+
+
+def test_preferences_on_a_set_without_validation_patients_are_refused(
+    phantom_cases: list[Case], tmp_path: Path
+) -> None:
+    rows = [replace(case, split=("train", "test")[number % 2]) for number, case in enumerate(phantom_cases)]
+    manifest = write_manifest(rows, tmp_path / "manifest.jsonl")
+    with pytest.raises(typer.BadParameter, match="hold patients out by `import --validation`"):
+        held_out_cases([manifest], None, ("validation",))
+    with pytest.raises(typer.BadParameter, match="no validation cases"):
+        held_out_cases([manifest], "validation", ("validation",))
+
+
 LEFT = "FINDINGS:\nChest: There is a 12 mm nodule in the left upper lobe.\nIMPRESSION:\nLeft lung nodule."
 RIGHT = LEFT.replace("left", "right").replace("Left", "Right")
 NORMAL = "FINDINGS:\nChest: The lungs are clear without nodule.\nIMPRESSION:\nNo abnormality of the chest."
@@ -206,8 +241,6 @@ def test_findings_of_manifest_and_labeler_are_one_kind_of_value() -> None:
 
 
 def test_the_check_command_exits_with_1_when_something_is_wrong(world: Path, tmp_path: Path) -> None:
-    import typer
-
     app = typer.Typer()
     app.command()(check_data)
     assert CliRunner().invoke(app, ["--data", str(world)]).exit_code == 0

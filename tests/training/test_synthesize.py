@@ -195,6 +195,42 @@ def test_the_rate_is_bounded(provider: Provider) -> None:
     assert time.monotonic() - start >= 3 / 20
 
 
+@pytest.mark.parametrize("usage", [None, [], "12", {"prompt_tokens": None}, {"completion_tokens": "many"}])
+def test_an_answer_whose_tokens_nobody_counted_is_an_answer(
+    provider: Provider, monkeypatch: pytest.MonkeyPatch, usage: object
+) -> None:
+    honest = provider.answer
+    monkeypatch.setattr(provider, "answer", lambda prompt: {**honest(prompt), "usage": usage})
+    told = endpoint(provider).complete("Rewrite")
+    assert told.text.startswith("There is a 35 mm cyst")
+    assert (told.prompt_tokens, told.completion_tokens) == (0, 0)
+
+
+@pytest.mark.parametrize("body", [[], "text", {"choices": []}, {"choices": [{"message": {"content": None}}]}, None])
+def test_a_body_that_is_json_but_no_answer_is_asked_again(
+    provider: Provider, monkeypatch: pytest.MonkeyPatch, body: Any
+) -> None:
+    honest, bodies = provider.answer, [body]
+    monkeypatch.setattr(provider, "answer", lambda prompt: bodies.pop() if bodies else honest(prompt))
+    assert endpoint(provider).complete("Rewrite").text.startswith("There is a 35 mm cyst")
+    assert len(provider.prompts) == 2
+
+
+def test_a_report_that_the_endpoint_refuses_is_left_out_and_the_others_made(provider: Provider, tmp_path: Path) -> None:
+    provider.faults = ["400"]
+    worker = synthesizer(provider, tmp_path)
+    made = list(worker.run([case(0), case(1), case(2)], 1, lambda: None))
+    assert {new.case_id.split("-")[0] for new in made} == {"c1", "c2"}
+    assert worker.spent.dropped["endpoint: refused or kept failing"] == 1
+
+
+def test_an_endpoint_that_refuses_everything_is_left_alone_soon(provider: Provider, tmp_path: Path) -> None:
+    provider.faults = ["401"] * 100
+    with pytest.raises(EndpointError, match="HTTP 401"):
+        list(synthesizer(provider, tmp_path).run([case(number) for number in range(60)], 2, lambda: None))
+    assert len(provider.prompts) < 20
+
+
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
     return write_manifest([case(0), case(1)], tmp_path / "manifest.jsonl")
@@ -223,6 +259,19 @@ def test_the_command_writes_a_manifest(provider: Provider, manifest: Path) -> No
     result = command(manifest, provider)
     assert result.exit_code == 0, result.output
     assert len(read_manifest(manifest.parent / "new.jsonl")) == 8
+
+
+def test_the_command_stops_with_words_and_the_next_goes_on(provider: Provider, manifest: Path) -> None:
+    provider.faults = ["", "401", "401", "401", "401"]
+    stopped = command(manifest, provider, "--threads", "1")
+    assert stopped.exit_code == 1
+    assert "HTTP 401" in stopped.output and "goes on from there" in stopped.output
+    assert not (manifest.parent / "new.jsonl").exists()
+    provider.faults = []
+    assert f"about {2 * REQUESTS_A_REPORT - 1} requests" in command(manifest, provider, "--dry-run").output
+    finished = command(manifest, provider)
+    assert finished.exit_code == 0, finished.output
+    assert "about 0 requests" in command(manifest, provider, "--dry-run").output
 
 
 def test_price_of_gpt_4o_mini() -> None:
