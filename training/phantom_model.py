@@ -19,8 +19,14 @@ from training.pipeline import PhantomSet, make_sets, unless_there
 from training.preferences import read_pairs
 from training.readout import readout_command
 
-SETS = {"train": (1, Split.TRAIN), "validation": (2, Split.VALIDATION), "held_out": (3, Split.TEST)}
-"""Seeds: preferences are drafted on the validation set; the held-out set is looked at once, by `evaluate`."""
+SETS = {
+    "train": (1, Split.TRAIN),
+    "validation": (2, Split.VALIDATION),
+    "held_out": (3, Split.TEST),
+    "crowded": (4, Split.TRAIN),
+}
+"""Seeds: preferences are drafted on the validation set; the held-out set is looked at once, by `evaluate`. The crowded set
+teaches the tower and the tokenizer what is rare; no text is learned from it."""
 VISION_RATE, TOKENIZER_RATE, TEXT_RATE, SFT_RATE, DPO_RATE = 1e-3, 1e-3, 1e-3, 3e-4, 5e-5
 """Far above the defaults of fine-tuning: this small model starts from nothing."""
 READERS = ["projector", "visual_tokenizer"]
@@ -33,11 +39,12 @@ costs a small model more than the findings do, and it learns them last."""
 
 def mu2_phantom(
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/phantom"),
-    train: Annotated[int, typer.Option(min=8, help="Phantoms to train on.")] = 1400,
+    train: Annotated[int, typer.Option(min=8, help="Phantoms to train on.")] = 4000,
+    crowded: Annotated[int, typer.Option(min=8, help="Crowded ones for tower and tokenizer.")] = 2000,
     validation: Annotated[int, typer.Option(min=8, help="Phantoms to watch, and to draft preferences on.")] = 200,
     held_out: Annotated[int, typer.Option(min=8, help="Phantoms to score on.")] = 500,
-    vision_steps: Annotated[int, typer.Option(min=1)] = 6000,
-    tokenizer_steps: Annotated[int, typer.Option(min=1)] = 1000,
+    vision_steps: Annotated[int, typer.Option(min=1)] = 12000,
+    tokenizer_steps: Annotated[int, typer.Option(min=1)] = 1500,
     words_epochs: Annotated[float, typer.Option()] = 0.7,
     reader_epochs: Annotated[float, typer.Option()] = 2,
     sft_epochs: Annotated[float, typer.Option()] = 1,
@@ -47,14 +54,17 @@ def mu2_phantom(
     threads: commands.Threads = None,
 ) -> None:
     """Make mu2-phantom: phantoms, tower, read-out, words, tokenizer, SFT, preferences, DPO, evaluation against SFT."""
-    counts = {"train": train, "validation": validation, "held_out": held_out}
+    counts = {"train": train, "validation": validation, "held_out": held_out, "crowded": crowded}
     sets = tuple(
-        PhantomSet(name, number, counts[name], split, *(TRAIN_ROWS if name == "train" else ()))
+        PhantomSet(
+            name, number, counts[name], split, *(TRAIN_ROWS if split is Split.TRAIN else ()), crowded=name == "crowded"
+        )
         for name, (number, split) in SETS.items()
     )
     make_sets(out, sets, processes=threads)
     cache = out / "cache"
     learn, watch, score = [out / "train"], [out / "validation"], [out / "held_out"]
+    seen = [*learn, out / "crowded", *watch]
     shared: dict[str, Any] = {"cache": cache, "threads": threads, "seed": seed}
     trained = {**shared, "cached_tokens": True, "batch": 16}
     tuned = {**trained, "config": "cpu_bf16"}
@@ -69,7 +79,7 @@ def mu2_phantom(
         "vision",
         commands.vision,
         start,
-        [*learn, *watch],
+        seen,
         steps=vision_steps,
         batch=VISION_BATCH,
         lr=VISION_RATE,
@@ -86,7 +96,7 @@ def mu2_phantom(
         "tokenizer",
         tokenizer_stage.tokenizer,
         words,
-        [*learn, *watch],
+        seen,
         steps=tokenizer_steps,
         lr=TOKENIZER_RATE,
         bf16=True,
