@@ -35,6 +35,13 @@ def slices_of(paths: list[Path]) -> list[Slice]:
     return [piece for path in paths for piece in headers.read_header(path).slices]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def modules_loaded(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A first build imports a megabyte of modules, which is no memory of the volume's."""
+    gap = replace(Scan(), depths=BIG.depths[:5] + BIG.depths[6:14])
+    volume.build(slices_of(synthetic.write(gap, tmp_path_factory.mktemp("first"))), RULES)
+
+
 @pytest.mark.parametrize("padding", [None, 7])
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEGLSLossless])
 @pytest.mark.parametrize("shear", [(0.0, 0.0), (0.3, 0.1)])

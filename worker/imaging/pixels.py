@@ -107,7 +107,7 @@ class PixelFile:
     def __init__(self, path: Path, pixels: Pixels) -> None:
         self.path = path
         self.pixels = pixels
-        self._inflated: bytearray | None = None
+        self._deflated: deflated.Frames | None = None
         try:
             self._descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -121,6 +121,8 @@ class PixelFile:
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
+        if self._deflated is not None:
+            self._deflated.close()
 
     def __enter__(self) -> "PixelFile":
         return self
@@ -130,22 +132,32 @@ class PixelFile:
 
     def frame(self, index: int) -> bytes:
         """Bytes of one frame: raw values, or one compressed stream."""
+        if self._deflated is not None:
+            return self._inflated(self._deflated, index)
         return b"".join(self._read(offset, length) for offset, length in self._ranges[index])
 
+    def _inflated(self, frames: deflated.Frames, index: int) -> bytes:
+        try:
+            data = frames.frame(index)
+        except OSError as error:
+            raise _unavailable(error) from error
+        except zlib.error as error:
+            raise PixelDataError(
+                "The pixel data of a deflated object does not inflate. Send the object again."
+            ) from error
+        if len(data) < self.frame_bytes:
+            raise _ended(self.frame_bytes - len(data))
+        return data
+
     def _read(self, offset: int, length: int) -> bytes:
-        if self._inflated is not None:
-            data = bytes(self._inflated[offset : offset + length])
-        else:
-            try:
-                data = os.pread(self._descriptor, length, offset)
-                while len(data) < length and (
-                    more := os.pread(self._descriptor, length - len(data), offset + len(data))
-                ):
-                    data += more
-            except OSError as error:
-                raise _unavailable(error) from error
+        try:
+            data = os.pread(self._descriptor, length, offset)
+            while len(data) < length and (more := os.pread(self._descriptor, length - len(data), offset + len(data))):
+                data += more
+        except OSError as error:
+            raise _unavailable(error) from error
         if len(data) < length:
-            raise PixelDataError(f"The pixel data ends {length - len(data)} bytes too early. Send the object again.")
+            raise _ended(length - len(data))
         return data
 
     def _frame_ranges(self) -> list[list[tuple[int, int]]]:
@@ -153,16 +165,17 @@ class PixelFile:
         pixels = self.pixels
         if pixels.encapsulated and pixels.deflated_from is None:
             return _assign_fragments(*self._fragments(), frames=pixels.frames, read=self._read)
-        size = pixels.rows * pixels.columns * (pixels.bits_allocated // 8)
-        first, available = pixels.offset, pixels.length or 0
-        if pixels.deflated_from is not None:
-            self._inflated = _inflate(self.path, pixels, min(size * pixels.frames, available))
-            first, available = 0, len(self._inflated)
+        size, available = self.frame_bytes, pixels.length or 0
         if size * pixels.frames > available:
-            raise PixelDataError(
-                f"The pixel data ends {size * pixels.frames - available} bytes too early. Send the object again."
-            )
-        return [[(first + index * size, size)] for index in range(pixels.frames)]
+            raise _ended(size * pixels.frames - available)
+        if pixels.deflated_from is not None:
+            self._deflated = deflated.Frames(self.path, pixels.deflated_from, pixels.offset, size)
+        return [[(pixels.offset + index * size, size)] for index in range(pixels.frames)]
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one frame that is not compressed."""
+        return self.pixels.rows * self.pixels.columns * (self.pixels.bits_allocated // 8)
 
     def _fragments(self) -> tuple[list[int], list[tuple[int, int]]]:
         """The basic offset table and the (offset, length) of every fragment (PS3.5 A.4)."""
@@ -214,14 +227,8 @@ def _assign_fragments(
     return ranges
 
 
-def _inflate(path: Path, pixels: Pixels, length: int) -> bytearray:
-    """The first `length` bytes of the Pixel Data of a deflated object."""
-    try:
-        return deflated.inflate(path, pixels.deflated_from or 0, pixels.offset, length)
-    except OSError as error:
-        raise _unavailable(error) from error
-    except zlib.error as error:
-        raise PixelDataError("The pixel data of a deflated object does not inflate. Send the object again.") from error
+def _ended(lacking: int) -> PixelDataError:
+    return PixelDataError(f"The pixel data ends {lacking} bytes too early. Send the object again.")
 
 
 def _unavailable(error: OSError) -> StoreUnavailableError:

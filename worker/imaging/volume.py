@@ -152,7 +152,10 @@ class _Canvas:
         threads = self.rules.decode_threads or os.cpu_count() or 1
         opened = _Files(files)
         with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-            futures = [pool.submit(self._paint, placement, opened) for placement in self.grid.placements]
+            in_files_order = sorted(
+                self.grid.placements, key=lambda placement: (placement.source.path, placement.source.frame)
+            )
+            futures = [pool.submit(self._paint, placement, opened) for placement in in_files_order]
             try:
                 for future in futures:
                     future.result()
