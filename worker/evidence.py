@@ -12,14 +12,14 @@ from datetime import timedelta
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from worker.core import audit, studies
+from worker.core import audit, model_inputs, studies
 from worker.core.errors import ModelError, RetryableError
 from worker.core.records import REASON_LENGTH, Lease, Report, ReportVersion, Sentence, Study
 from worker.core.review_records import EvidenceRequest
 from worker.imaging import heat, stored
 from worker.imaging.heat import Heat
 from worker.inference.reporter import Deadline, Reporter
-from worker.pipeline import MODEL_INPUTS, Means
+from worker.pipeline import Means
 
 LEASE = "evidence"
 LEASE_MARGIN_SECONDS = 30.0
@@ -75,8 +75,8 @@ def claim(session: Session, worker: str, seconds: float) -> Request | None:
     version = session.get_one(ReportVersion, asked.version_id)
     study = session.scalars(sa.select(Study).join(Report).where(Report.id == version.report_id)).one()
     current = study.revision == version.study_revision and study.model_input
-    folder = current or f"{MODEL_INPUTS}/{study.id[:2]}/{study.id}/{version.study_revision}"
-    return Request(version.id, study.id, (version.provenance or {}).get("weights_sha256", ""), str(folder))
+    folder = current or str(model_inputs.folder(study.id) / str(version.study_revision))
+    return Request(version.id, study.id, (version.provenance or {}).get("weights_sha256", ""), folder)
 
 
 def answer(means: Means, request: Request, reporter: Reporter, deadline: Deadline) -> None:

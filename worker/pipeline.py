@@ -17,7 +17,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from worker import variants
-from worker.core import audit, notices, outbox, reports, studies
+from worker.core import audit, model_inputs, notices, outbox, reports, studies
 from worker.core.database import Database
 from worker.core.errors import InvalidObjectError, NothingToReportError, ReportError, StoreUnavailableError
 from worker.core.records import Disposition, Instance, ReportVersion
@@ -34,9 +34,6 @@ from worker.results import hl7
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-
-MODEL_INPUTS = "inputs"
-"""Folder below the store: inputs/<2>/<study id>/<revision>/<token>/volume-<n>.npz; the row names the last folder."""
 
 
 class Recorder(Protocol):
@@ -136,7 +133,7 @@ def _kept_paths(database: Database, claim: Claim) -> list[str]:
 
 def _store_input(root: Path, claim: Claim, volumes: tuple[Volume, ...]) -> str:
     """Writes the volumes under the claim's token, so that two workers never write one file; returns the folder."""
-    revision = Path(MODEL_INPUTS, claim.study_id[:2], claim.study_id, str(claim.revision))
+    revision = model_inputs.folder(claim.study_id) / str(claim.revision)
     folder = revision / claim.token
     try:
         for left_over in (root / revision).glob("*"):  # of tries that died

@@ -8,7 +8,6 @@ The study is locked while its files go, and its rows are committed after the las
 would else find files without rows and record them again. A discard that died half way is finished by the next.
 """
 
-import shutil
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +18,7 @@ from sqlalchemy.orm import Session
 from worker.core import audit, reports, retention
 from worker.core.consents import TrainingConsent
 from worker.core.database import Database
-from worker.core.errors import NotFoundError, StateError, StoreUnavailableError
+from worker.core.errors import NotFoundError, StateError
 from worker.core.records import (
     Attempt,
     Instance,
@@ -98,7 +97,7 @@ def run(database: Database, store_root: Path, study_id: str, *, actor: str) -> D
             return tried[-1]  # a commit whose answer was lost
         discarded = look(session, study_id)
         tried.append(discarded)
-        _remove_files(store_root, study_id, _instances(session, study_id))
+        retention.remove_files(store_root, study_id, _instances(session, study_id))
         for statement in deletions(session, study_id):
             session.execute(statement.execution_options(synchronize_session=False))
         session.expunge_all()
@@ -133,16 +132,3 @@ def _messages(study_id: str) -> sa.Select[MessageState, datetime | None]:
         .join(Report, ReportVersion.report_id == Report.id)
         .where(Report.study_id == study_id)
     )
-
-
-def _remove_files(store_root: Path, study_id: str, rows: list[Instance]) -> None:
-    folder = store_root / retention.MODEL_INPUTS / study_id[:2] / study_id
-    try:
-        for row in rows:
-            (store_root / row.path).unlink(missing_ok=True)
-        if folder.is_dir():
-            shutil.rmtree(folder)
-    except OSError as error:
-        raise StoreUnavailableError(
-            f"a file cannot be removed from the store ({error.strerror}); look at its rights"
-        ) from error

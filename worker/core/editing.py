@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from worker.core import audit, records, studies
 from worker.core.errors import AccessError, NotFoundError, ReportError, StateError
 from worker.core.records import AuthorKind, ReportVersion, Role, User, new_id
-from worker.core.report import SIGNED_STATES, Assessment, Origin, ReportState, Section, Sentence
+from worker.core.report import SIGNED_STATES, Assessment, Origin, ReportState, Section
 from worker.core.review_records import EditOutcome, SentenceEdit, WorkingCopy, WorkingSentence
 
 LONGEST_SENTENCE = 2000
@@ -293,19 +293,6 @@ def written(copy: WorkingCopy) -> list[WorkingSentence]:
         for s in in_order(copy.sentences)
         if s.origin is not Origin.PERSON or (s.text and s.assessment is not Assessment.REJECTED)
     ]
-
-
-def to_sentence(row: WorkingSentence) -> Sentence:
-    """A working sentence as a value."""
-    return Sentence(
-        section=row.section,
-        text=row.text,
-        origin=row.origin,
-        assessment=row.assessment,
-        confidence=row.confidence,
-        support=row.support,
-        region=row.region,
-    )
 
 
 def one_line(text: str) -> str:

@@ -25,6 +25,7 @@ from worker.core.report import (
     canonical_text,
     text_sha256,
 )
+from worker.core.review_records import WorkingSentence
 
 MINIMUM_STEP = timedelta(seconds=1)  # between the status times of two versions: receivers drop equal ones
 
@@ -131,8 +132,8 @@ def is_signed(session: Session, report_id: str) -> bool:
     return bool(session.scalar(sa.select(signed)))
 
 
-def to_sentence(row: records.Sentence) -> Sentence:
-    """A sentence's row as a value."""
+def to_sentence(row: records.Sentence | WorkingSentence) -> Sentence:
+    """The row of a version's or a working copy's sentence as a value."""
     return Sentence(
         section=row.section,
         text=row.text,

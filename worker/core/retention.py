@@ -9,7 +9,7 @@ finished by the next.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from worker.core import audit, studies
+from worker.core import audit, model_inputs, studies
 from worker.core.database import Database
 from worker.core.errors import StoreUnavailableError
 from worker.core.records import (
@@ -35,7 +35,6 @@ from worker.core.records import (
 from worker.core.review_records import Communication, EvidenceRequest, SentenceEdit, WorkingCopy, WorkingSentence
 from worker.core.settings import RetentionSettings
 
-MODEL_INPUTS = "inputs"  # folder below the store that `worker.pipeline` writes: inputs/<2>/<study id>
 _DONE = (StudyStatus.DRAFTED, StudyStatus.SKIPPED)
 _UNDER_WAY = (MessageState.PENDING, MessageState.SENT)
 
@@ -86,6 +85,23 @@ def run(
     return total
 
 
+def remove_files(store_root: Path, study_id: str, instances: Iterable[Instance]) -> None:
+    """Removes the files of these instances and the study's model inputs; what is gone already is no error.
+
+    Raises `StoreUnavailableError` when a file cannot be removed.
+    """
+    folder = store_root / model_inputs.folder(study_id)
+    try:
+        for row in instances:
+            (store_root / row.path).unlink(missing_ok=True)
+        if folder.is_dir():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise StoreUnavailableError(
+            f"a file cannot be removed from the store ({error.strerror}); look at its rights"
+        ) from error
+
+
 def _apply(database: Database, removal: "_PixelRemoval | _ReportRemoval", dry_run: bool) -> Removed:
     if dry_run:
         with database.read() as session:
@@ -119,19 +135,11 @@ class _PixelRemoval:
         removed = self.count(session)
         if removed.instances == 0 and study.model_input is None:
             return Removed()  # done already, by a commit whose answer was lost
+        going = [row for row in self._rows(session) if row.committed_at is None]
+        remove_files(self.store_root, study.id, going)
         at = studies.now()
-        try:
-            for row in self._rows(session):
-                if row.committed_at is None:
-                    (self.store_root / row.path).unlink(missing_ok=True)
-                    row.removed_at = at
-            folder = self.store_root / MODEL_INPUTS / study.id[:2] / study.id
-            if folder.is_dir():
-                shutil.rmtree(folder)
-        except OSError as error:
-            raise StoreUnavailableError(
-                f"a file cannot be removed from the store ({error.strerror}); look at its rights"
-            ) from error
+        for row in going:
+            row.removed_at = at
         study.model_input = None
         audit.append(
             session,

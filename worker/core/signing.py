@@ -222,7 +222,7 @@ def _copy_as_seen(session: Session, report: records.Report, user: User, revision
 
 
 def _sentences(copy: WorkingCopy) -> list[Sentence]:
-    return [editing.to_sentence(row) for row in editing.written(copy)]
+    return [reports.to_sentence(row) for row in editing.written(copy)]
 
 
 def _problems(session: Session, report: records.Report, sentences: Sequence[Sentence]) -> tuple[checks.Problem, ...]:
@@ -261,7 +261,7 @@ def _version_of_copy(
     session: Session, report: records.Report, user: User, copy: WorkingCopy, state: ReportState
 ) -> ReportVersion:
     rows = editing.written(copy)
-    version = _add_version(session, report, user, state, [editing.to_sentence(row) for row in rows], copy.base)
+    version = _add_version(session, report, user, state, [reports.to_sentence(row) for row in rows], copy.base)
     for row, sentence in zip(rows, version.sentences, strict=True):
         sentence.assessed_by, sentence.assessed_at = row.assessed_by, row.assessed_at
         sentence.evidence = row.source.evidence if row.source is not None else None

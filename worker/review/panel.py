@@ -141,7 +141,7 @@ def build(session: Session, report: records.Report, login: Login, desk: Desk, se
     asked = session.get(EvidenceRequest, machine.id) if machine is not None else None
     if copy is not None:
         cards = _working_cards(copy, problems, lost, settings, drafted)
-        sentences: Sequence[Sentence] = [editing.to_sentence(row) for row in editing.written(copy)]
+        sentences: Sequence[Sentence] = [reports.to_sentence(row) for row in editing.written(copy)]
     else:
         cards = tuple(_read_only_card(row, settings, drafted.get(row.id)) for row in version.sentences)
         sentences = [reports.to_sentence(row) for row in version.sentences]
