@@ -1,4 +1,5 @@
-# The worker that drafts. torch's own wheels bring CUDA; the NVIDIA runtime brings the driver. The checkpoint is mounted.
+# The worker that drafts. torch's own wheels bring CUDA 13; the NVIDIA runtime brings the driver, which must be of release 580
+# or newer for it. The checkpoint is mounted.
 # Build from the repository root:
 #   docker build -f docker/worker-gpu.Dockerfile -t mu2-worker-gpu .
 
@@ -20,7 +21,7 @@ RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin 
 COPY --from=build /opt/mu2 /opt/mu2
 # The two HF variables keep transformers from looking for anything outside.
 ENV PATH=/opt/mu2/bin:$PATH PYTHONUNBUFFERED=1 MU2_HOME=/var/lib/mu2 MU2_STORE__URL=/srv/mu2/store \
-    HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True \
+    HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PYTORCH_ALLOC_CONF=expandable_segments:True \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /var/lib/mu2
 USER mu2

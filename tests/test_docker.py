@@ -1,15 +1,22 @@
 """The containers as far as they can be checked without an engine: what compose.yaml and the Dockerfiles promise."""
 
+import ast
 import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from worker import queues
 from worker.core import settings
@@ -22,6 +29,17 @@ OURS = {name: service for name, service in SERVICES.items() if "build" in servic
 DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
 PINNED = re.compile(r"[\w./-]+:\d+\.\d+(\.\d+)?[\w.-]*")
 URL = re.compile(r"https?://127\.0\.0\.1:(\d+)/(?:readyz|livez)")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PACKAGES = ("worker", "dicom_listener", "mu2_model", "training", "migrations")
+RUN_BY = {  # the modules that an image's commands begin with, in compose.yaml
+    "migrations": ("worker.__main__", "worker.cli.database", "migrations.env"),
+    "listener": ("worker.__main__", "worker.cli.listener", "dicom_listener.receivers", "worker.cli.retention"),
+    "worker-cpu": ("worker.celery", "worker.tasks", "worker.process", "worker.consumer"),
+    "worker-gpu": ("worker.celery", "worker.tasks", "worker.process", "worker.consumer"),
+    "review": ("worker.__main__", "worker.cli.review", "worker.cli.user"),
+}
+OF_AN_EXTRA_THAT_A_SITE_CHOOSES = {"torchao"}  # int8 weights
+IN_THE_IMAGE = {"python", "mu2", "sh", "find", "grep", "redis-cli", "pg_isready"}  # slim has findutils and grep
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:
@@ -29,6 +47,76 @@ def instructions(path: Path) -> list[tuple[str, str]]:
     text = re.sub(r"\\\n", " ", path.read_text())
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines]
+
+
+def extras_of(path: Path) -> tuple[str, ...]:
+    """The extras of this project that a Dockerfile installs."""
+    installs = [shlex.split(argument)[-1] for word, argument in instructions(path) if "pip install" in argument]
+    return tuple(part for part in re.findall(r"\[(.*)\]", installs[-1]) for part in part.split(","))
+
+
+def brought_by(extras: Iterable[str]) -> set[str]:
+    """The distributions that these extras install, all that they need in turn included."""
+    names = [*PROJECT["dependencies"], *(line for e in extras for line in PROJECT["optional-dependencies"][e])]
+    waiting = [Requirement(line) for line in names]
+    seen: set[tuple[str, str]] = set()
+    while waiting:
+        wanted = waiting.pop()
+        for extra in ("", *wanted.extras):
+            key = (canonicalize_name(wanted.name), extra)
+            if key in seen:
+                continue
+            seen.add(key)
+            try:
+                lines = metadata.requires(wanted.name) or []
+            except metadata.PackageNotFoundError:  # for another platform
+                continue
+            needed = [Requirement(line) for line in lines]
+            waiting += [r for r in needed if r.marker is None or r.marker.evaluate({"extra": extra})]
+    return {name for name, _ in seen}
+
+
+def file_of(module: str) -> Path | None:
+    """Where a module of ours stands."""
+    place = ROOT.joinpath(*module.split("."))
+    return next((p for p in (place.with_suffix(".py"), place / "__init__.py") if p.exists()), None)
+
+
+def imports_of(path: Path, *, in_functions: bool) -> set[str]:
+    """The dotted names that a file imports when it is loaded, and those that its functions import where asked for."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        for node in ast.iter_child_nodes(waiting.pop()):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+            if not for_types and (in_functions or not isinstance(node, ast.FunctionDef)):
+                waiting.append(node)
+    return found
+
+
+def foreign_modules(entries: Iterable[str]) -> dict[str, str]:
+    """What these modules import that is not ours, all that they import of ours included, and who imports it.
+
+    A command imports what it needs when it runs; so of `worker.cli` only the entries' own functions count.
+    """
+    entries = set(entries)
+    waiting, seen, foreign = list(entries), set[str](), dict[str, str]()
+    while waiting:
+        module = waiting.pop()
+        if module in seen or (path := file_of(module)) is None:
+            continue
+        seen.add(module)
+        for name in imports_of(path, in_functions=module in entries or not module.startswith("worker.cli")):
+            top, *rest = name.split(".")
+            if top in PACKAGES:
+                waiting += [".".join([top, *rest[:depth]]) for depth in range(len(rest) + 1)]
+            elif top not in sys.stdlib_module_names:
+                foreign[top] = module
+    return foreign
 
 
 def environment(service: dict[str, Any]) -> dict[str, str]:
@@ -121,6 +209,62 @@ def test_secrets_come_from_files_that_the_service_is_given(name: str) -> None:
     mounted = {Path(value).name for value in variables.values() if value.startswith("/run/secrets/")}
     assert mounted == set(OURS[name]["secrets"])
     assert not any("PASSWORD" in key or re.search(r"://[^/]*:[^/]*@", value) for key, value in variables.items())
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
+def test_image_holds_every_package_that_its_commands_import(path: Path) -> None:
+    brought = brought_by(extras_of(path))
+    makers = {m: {canonicalize_name(d) for d in made} for m, made in metadata.packages_distributions().items()}
+    foreign = foreign_modules(RUN_BY[path.name.removesuffix(".Dockerfile")])
+    assert {"sqlalchemy", "structlog"} <= set(foreign)
+    missing = {m: user for m, user in foreign.items() if not makers.get(m, set()) & brought}
+    assert set(missing) <= OF_AN_EXTRA_THAT_A_SITE_CHOOSES, missing
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
+def test_user_of_the_image_owns_what_compose_lets_it_write(path: Path) -> None:
+    text = path.read_text()
+    (uid,) = re.findall(r"useradd --uid (\d+) --user-group .* mu2 ", text)
+    (owned,) = [set(line.split()) for line in re.findall(r"install -d -o mu2 -g mu2 -m 0750 (.*)", text)]
+    for service in OURS.values():
+        if service["build"]["dockerfile"] != f"docker/{path.name}":
+            continue
+        mounts = [volume.split(":") for volume in service.get("volumes", [])]
+        assert {target for _, target, *mode in mounts if mode != ["ro"]} <= owned
+        assert [t for t in service["tmpfs"] if t.startswith("/var/lib/mu2:")] == [
+            f"/var/lib/mu2:uid={uid},gid={uid},mode=0750"
+        ]
+    (home,) = re.findall(r"MU2_HOME=(\S+)", text)
+    assert home in owned
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_health_check_runs_programs_that_its_image_has(name: str) -> None:
+    kind, *words = SERVICES[name]["healthcheck"]["test"]
+    programs = {words[0]} if kind == "CMD" else {part.split()[0] for part in words[0].split(" | ")}
+    assert programs <= IN_THE_IMAGE
+
+
+def test_images_hold_what_ships_and_no_state_of_this_machine() -> None:
+    lines = (ROOT / ".dockerignore").read_text().split("\n")
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    let_through = {line[1:] for line in rules if line.startswith("!")}
+    assert let_through == {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", *PACKAGES}
+    hidden = [line.removeprefix("**/") for line in rules[1:] if not line.startswith("!")]
+    shipped = [p for package in PACKAGES for p in (ROOT / package).rglob("*") if p.suffix in (".safetensors", ".dcm")]
+    assert shipped
+    for path in shipped:
+        assert not any(part == rule or path.match(rule) for rule in hidden for part in path.relative_to(ROOT).parts)
+
+
+def test_gpu_image_takes_torch_with_cuda_and_the_others_may_take_it_without() -> None:
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert re.fullmatch(r"[\d.]+", pins["torch"]), "a local version (+cpu) would keep CUDA out of the GPU worker"
+    assert "TORCH_INDEX" not in (DOCKER / "worker-gpu.Dockerfile").read_text()
+    assert "args" not in OURS["worker-gpu"]["build"]
+    for name in ("worker-cpu", "review"):
+        assert OURS[name]["build"]["args"] == ["TORCH_INDEX"]
 
 
 def test_every_secret_is_declared_and_made(tmp_path: Path) -> None:
