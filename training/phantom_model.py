@@ -32,7 +32,7 @@ VISION_RATE, TOKENIZER_RATE, TEXT_RATE, SFT_RATE, DPO_RATE = 1e-3, 1e-3, 1e-3, 3
 READERS = ["projector", "visual_tokenizer"]
 """Frozen while the language model learns its words, which the tokenizer's questions are made of, and then to read the queries."""
 VISION_BATCH = 8
-TRAIN_ROWS = (4, True)
+TRAIN_WORDINGS = 4
 """Reports of each training phantom (two of the whole scan, two of single regions), in plain words: the choice between phrases
 costs a small model more than the findings do, and it learns them last."""
 
@@ -55,13 +55,12 @@ def mu2_phantom(
 ) -> None:
     """Make mu2-phantom: phantoms, tower, read-out, words, tokenizer, SFT, preferences, DPO, evaluation against SFT."""
     counts = {"train": train, "validation": validation, "held_out": held_out, "crowded": crowded}
-    sets = tuple(
-        PhantomSet(
-            name, number, counts[name], split, *(TRAIN_ROWS if split is Split.TRAIN else ()), crowded=name == "crowded"
-        )
-        for name, (number, split) in SETS.items()
-    )
-    make_sets(out, sets, processes=threads)
+    sets = []
+    for name, (number, split) in SETS.items():
+        learned = split is Split.TRAIN
+        wordings = TRAIN_WORDINGS if learned else 1
+        sets.append(PhantomSet(name, number, counts[name], split, wordings, learned, name == "crowded"))
+    make_sets(out, tuple(sets), processes=threads)
     cache = out / "cache"
     learn, watch, score = [out / "train"], [out / "validation"], [out / "held_out"]
     seen = [*learn, out / "crowded", *watch]
