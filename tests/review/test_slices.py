@@ -115,11 +115,13 @@ def words(body: bytes) -> str:
     return "\n".join(page.extract_text() for page in PdfReader(io.BytesIO(body)).pages)
 
 
-def test_pdf_of_a_draft_bears_the_watermark_on_every_page() -> None:
+def test_pdf_of_a_draft_says_on_every_page_what_it_is_and_whose() -> None:
     long = tuple(Sentence(Section.FINDINGS, f"Sentence number {n} of a long report.") for n in range(120))
     pages = PdfReader(io.BytesIO(pdf.write(report(sentences=long)))).pages
     assert len(pages) > 2
-    assert all("DRAFT" in page.extract_text() for page in pages)
+    for number, page in enumerate(pages, start=1):
+        told = page.extract_text()
+        assert "DRAFT" in told and DISCLOSURE in told and f"MRN-1  Page {number} of {len(pages)}" in told
 
 
 def test_pdf_of_a_signed_report_names_its_signer_and_bears_no_watermark() -> None:
@@ -139,7 +141,9 @@ def test_pdf_writes_a_name_in_any_of_these_scripts(name: str) -> None:
     if ord(name[0]) > 0x3000 and pdf_fonts.choose([name]).missing:
         pytest.skip("no font of this machine has the letters: install Debian's package `fonts-wqy-microhei`")
     told = words(pdf.write(report(patient=Patient("MRN-1", family_name=name))))
-    assert unicodedata.normalize("NFKC", told).count(name) == 1  # Arabic letters come back in their joined forms
+    assert (
+        unicodedata.normalize("NFKC", told).count(name) == 2
+    )  # head and foot; Arabic letters come back in their joined forms
     assert "stands for letters" not in told
 
 

@@ -80,11 +80,13 @@ class _Page(FPDF):
                 self.text(middle_x - width / 2, middle_y + 12, mark)
 
     def footer(self) -> None:
-        """Numbers the page and repeats whose report it is not: an unsigned one says so again."""
+        """Numbers the page, and repeats what the text is and whose it is: pages of two patients must not be mixed."""
         self.set_y(-MARGIN_MM)
         self.set_font(FAMILY, "", 8)
-        told = self._report.disclosure or ""
-        self.multi_cell(0, 4, f"{told}  Page {self.page_no()}".strip(), align="C")
+        patient = self._report.patient
+        whose = ", ".join(filter(None, (patient.family_name, patient.given_name, patient.identifier)))
+        told = f"{self._report.disclosure}\n{whose}  Page {self.page_no()} of {{nb}}".strip()
+        self.multi_cell(0, 4, self._with_boxes(told), align="C")
 
     def write_head(self) -> None:
         """Title, disclosure, patient and order."""
@@ -152,8 +154,10 @@ class _Page(FPDF):
             self._line(f"Reason: {report.reason}")
 
     def _line(self, text: str, height: float = LINE_MM) -> None:
-        text = "".join(MISSING if c in self._fonts_of.missing else c for c in text)
-        self.multi_cell(0, height, text, align="L", new_x=XPos.LMARGIN, new_y=YPos.NEXT)
+        self.multi_cell(0, height, self._with_boxes(text), align="L", new_x=XPos.LMARGIN, new_y=YPos.NEXT)
+
+    def _with_boxes(self, text: str) -> str:
+        return "".join(MISSING if c in self._fonts_of.missing else c for c in text)
 
 
 def _texts(report: Report) -> Iterator[str]:
