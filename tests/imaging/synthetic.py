@@ -4,27 +4,36 @@ The field is linear in patient coordinates, so linear interpolation reproduces i
 voxel by voxel through its own affine, whatever order, tilt, spacing or encoding the slices had.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     ImplicitVRLittleEndian,
+    JPEGLossless,
     generate_uid,
 )
 
 from worker.imaging.volume import Volume
 
 Array = NDArray[np.float64]
+ENCODERS: dict[str, Callable[[NDArray[np.generic]], bytes]] = {
+    JPEGLossless: imagecodecs.ljpeg_encode,
+    HTJ2KLossless: imagecodecs.htj2k_encode,
+}
+"""Transfer syntaxes that pydicom cannot write."""
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 
 
@@ -133,9 +142,14 @@ def dataset(scan: Scan, depth: float, uids: dict[str, str], number: int) -> Data
 
 
 def save(ds: Dataset, path: Path, syntax: str) -> Path:
-    """Write a dataset in a transfer syntax, compressing with pydicom's own encoders where it is a compressed one."""
+    """Write a dataset in a transfer syntax, compressed by pydicom's own encoders or imagecodecs' where it is such a one."""
     ds.file_meta.TransferSyntaxUID = syntax if syntax in NATIVE else ExplicitVRLittleEndian
-    if syntax not in NATIVE:
+    if syntax in ENCODERS:
+        frames = np.frombuffer(ds.PixelData, np.uint16).reshape(-1, ds.Rows, ds.Columns)
+        ds.PixelData = encapsulate([ENCODERS[syntax](frame) for frame in frames])
+        ds["PixelData"].VR, ds["PixelData"].is_undefined_length = "OB", True
+        ds.file_meta.TransferSyntaxUID = syntax
+    elif syntax not in NATIVE:
         ds.compress(syntax, generate_instance_uid=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     pydicom.dcmwrite(path, ds, enforce_file_format=True)
@@ -185,7 +199,9 @@ def multiframe(scan: Scan, order: Sequence[int] | None = None) -> Dataset:
         ]
         frames.append(frame)
     ds.PerFrameFunctionalGroupsSequence = frames
-    ds.PixelData = b"".join(scan.stored(scan.depths[index]).tobytes() for index in order)
+    end = ">" if scan.syntax == ExplicitVRBigEndian else "<"
+    planes = [scan.stored(scan.depths[index]) for index in order]
+    ds.PixelData = b"".join(plane.astype(plane.dtype.newbyteorder(end)).tobytes() for plane in planes)
     return ds
 
 

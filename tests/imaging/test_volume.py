@@ -13,8 +13,10 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLossless,
     JPEGLSLossless,
     RLELossless,
 )
@@ -37,6 +39,11 @@ def slices_of(paths: list[Path]) -> list[Slice]:
 
 def build(scan: Scan, folder: Path, order: list[int] | None = None, rules: ImagingRules = RULES) -> volume.Volume:
     return volume.build(slices_of(synthetic.write(scan, folder, order=order)), rules)
+
+
+def build_from_one_object(scan: Scan, folder: Path, order: list[int], rules: ImagingRules) -> volume.Volume:
+    path = synthetic.save(synthetic.multiframe(scan, order), folder / "enhanced", scan.syntax)
+    return volume.build(slices_of([path]), rules)
 
 
 def rotation(first: float, second: float, third: float) -> np.ndarray:
@@ -91,7 +98,10 @@ def scans(draw: st.DrawFn) -> Scan:
         row_axis=tuple(turn @ np.array(rows)),
         corner=(draw(st.floats(-100, 100)), draw(st.floats(-100, 100)), draw(st.floats(-20, 20))),
         depths=tuple(depths),
-        shear=(math.tan(math.radians(draw(st.sampled_from([0.0, -18.5, 27.0])))), 0.0),
+        shear=(
+            math.tan(math.radians(draw(st.sampled_from([0.0, -18.5, 27.0])))),
+            draw(st.sampled_from([0.0, 0.0, 0.1])),
+        ),
         slope=slope,
         intercept=intercept,
         signed=signed,
@@ -104,8 +114,10 @@ def scans(draw: st.DrawFn) -> Scan:
                     ExplicitVRBigEndian,
                     DeflatedExplicitVRLittleEndian,
                     RLELossless,
+                    JPEGLossless,
                     JPEGLSLossless,
                     JPEG2000Lossless,
+                    HTJ2KLossless,
                 ]
             )
         ),
@@ -113,15 +125,15 @@ def scans(draw: st.DrawFn) -> Scan:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(scan=scans(), seed=st.integers(0, 2**32 - 1))
+@given(scan=scans(), seed=st.integers(0, 2**32 - 1), in_one_object=st.booleans())
 def test_any_series_rebuilt_from_shuffled_slices_equals_what_it_was_cut_from(
-    scan: Scan, seed: int, tmp_path_factory: pytest.TempPathFactory
+    scan: Scan, seed: int, in_one_object: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     order = list(range(len(scan.depths)))
     random.Random(seed).shuffle(order)
     rules = replace(RULES, lowest_hu_at_most=math.inf)
 
-    built = build(scan, tmp_path_factory.mktemp("scan"), order, rules)
+    built = (build_from_one_object if in_one_object else build)(scan, tmp_path_factory.mktemp("scan"), order, rules)
 
     kept = np.ones(built.hu.shape, bool) if built.padding is None else ~built.padding
     assert kept.mean() > 0.1
