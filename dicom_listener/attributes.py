@@ -45,7 +45,6 @@ _WANTED = {
     0x0020000D: "study_uid",
     0x0020000E: "series_uid",
     0x00200011: "series_number",
-    0x00200013: "instance_number",
     0x0032000C: "study_priority",
     0x00321032: "requesting_physician",
     0x00321060: "requested_procedure",
@@ -83,7 +82,6 @@ class Attributes:
     study_description: Phi = ""
     series_description: Phi = ""
     series_number: str = ""
-    instance_number: str = ""
     body_part: str = ""
     accession_number: Phi = ""
     referring_physician: Phi = ""

@@ -109,19 +109,22 @@ def test_signing_makes_a_final_version_its_signature_and_one_message_in_one_tran
         assert session.scalars(sa.select(WorkingCopy.closed_at)).one() is not None
 
 
+def signature(version: ReportVersion, user: User) -> Signature:
+    """A row as it would be written past the code that signs."""
+    return Signature(
+        id=new_id(),
+        version_id=version.id,
+        text_sha256=version.text_sha256,
+        user_id=user.id,
+        signed_at=studies.now(),
+    )
+
+
 def test_database_refuses_a_signature_without_a_proof_of_the_signer(ward: Ward) -> None:
     with ward.database.read() as session:
         version = editing.of_record(session, ward.report_id)
     with pytest.raises(DBAPIError, match="proof of identity"), ward.database.write() as session:
-        session.add(
-            Signature(
-                id=new_id(),
-                version_id=version.id,
-                text_sha256=version.text_sha256,
-                user_id=ward.users[Role.RADIOLOGIST].id,
-                signed_at=studies.now(),
-            )
-        )
+        session.add(signature(version, ward.users[Role.RADIOLOGIST]))
 
 
 def test_database_refuses_the_signature_of_an_administrator_whatever_they_proved(ward: Ward) -> None:
@@ -129,15 +132,7 @@ def test_database_refuses_the_signature_of_an_administrator_whatever_they_proved
         version = editing.of_record(session, ward.report_id)
     ward.proof(Role.ADMIN, used_at=studies.now(), version_id=version.id)
     with pytest.raises(DBAPIError, match="proof of identity"), ward.database.write() as session:
-        session.add(
-            Signature(
-                id=new_id(),
-                version_id=version.id,
-                text_sha256=version.text_sha256,
-                user_id=ward.users[Role.ADMIN].id,
-                signed_at=studies.now(),
-            )
-        )
+        session.add(signature(version, ward.users[Role.ADMIN]))
 
 
 def test_used_proof_cannot_be_changed(ward: Ward) -> None:

@@ -199,7 +199,6 @@ def _login(row: WebSession, origin: str) -> Login:
 READERS = (Role.RADIOLOGIST, Role.VIEWER)
 """Roles that see studies."""
 
-AnyLogin = Annotated[Login, Depends(require())]
 ReaderLogin = Annotated[Login, Depends(require(*READERS))]
 QuietReaderLogin = Annotated[Login, Depends(require(*READERS, touch=False))]
 QuietLogin = Annotated[Login, Depends(require(touch=False))]

@@ -94,11 +94,6 @@ class Panel:
         shown = [s for s in Section if self.section(s)]
         return [s for s in Section if s in shown or (self.editable and s is not Section.ADDENDUM)]
 
-    @property
-    def general_problems(self) -> list[Problem]:
-        """What is about no single sentence."""
-        return [p for p in self.problems if p.index is None]
-
     def anchor(self, problem: Problem) -> str:
         """Where a click on a problem leads."""
         if problem.rule is checks.Rule.CRITICAL_NOT_COMMUNICATED:
