@@ -6,7 +6,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from worker.core import arrivals, reports, studies
+from worker.core import arrivals, outbox, reports, studies
 from worker.core.database import Database
 from worker.core.records import AuthorKind, Report, ReportVersion, Role, Signature, Stage, Study, User, new_id
 from worker.core.report import Provenance, ReportState, Section, Sentence
@@ -149,3 +149,10 @@ def study_of(database: Database, study_id: str) -> Study:
     """The study's row as it is now."""
     with database.read() as session:
         return studies.get(session, study_id)
+
+
+def enqueued(database: Database, version_id: str, *destinations: Destination, **changes: object) -> list[int]:
+    """Message numbers of a version."""
+    with database.write() as session:
+        version = session.get_one(ReportVersion, version_id)
+        return [m.id for m in outbox.enqueue(session, version, destinations or [destination(**changes)], render)]
