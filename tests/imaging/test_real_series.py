@@ -86,13 +86,13 @@ def test_positions_and_every_value_equal_simpleitks(
     assert np.array_equal(volume.hu, sitk.GetArrayViewFromImage(image))
 
 
+@pytest.mark.parametrize(("name", "folder"), [("philips_phantom_study_35", "axial_5mm"), ("acrin_flt_thorax_49", "")])
 def test_a_thousand_voxels_equal_dicom2niftis(
-    built: Callable[[str], Volume], real_series: Path, tmp_path: Path
+    name: str, folder: str, built: Callable[[str], Volume], real_series: Path, tmp_path: Path
 ) -> None:
     convert = pytest.importorskip("dicom2nifti.convert_dicom", reason="dicom2nifti is not installed")
-    name = "philips_phantom_study_35"
     target = tmp_path / "out.nii.gz"
-    convert.dicom_series_to_nifti(str(real_series / name / "axial_5mm"), str(target), reorient_nifti=False)
+    convert.dicom_series_to_nifti(str(real_series / name / folder), str(target), reorient_nifti=False)
     image = nibabel.load(target)
 
     places, values = random_places(built(name))

@@ -219,7 +219,8 @@ def test_a_header_that_claims_more_than_any_scan_is_refused_before_memory_is_tak
 
     assert (
         reason(series.choose(huge, RULES), uid)
-        == "The volume would have 14 x 60000 x 60000 voxels, more than a scan has."
+        == "The volume would have 14 x 60000 x 60000 voxels, more than a scan has. "
+        "Correct the matrix and positions of the slices at the sender."
     )
 
 

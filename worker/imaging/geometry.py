@@ -81,7 +81,9 @@ def slice_axes(pieces: Sequence[Slice]) -> tuple[Vector, Vector, Vector]:
     column_axis, row_axis = np.split(table.mean(axis=0), 2)
     lengths = np.array([np.linalg.norm(column_axis), np.linalg.norm(row_axis)])
     if np.abs(lengths - 1).max() > _UNIT_TOLERANCE or abs(float(column_axis @ row_axis)) > _UNIT_TOLERANCE:
-        raise GeometryError("The orientation of the slices is not two unit vectors at a right angle.")
+        raise GeometryError(
+            "The orientation of the slices is not two unit vectors at a right angle. Correct (0020,0037) at the sender."
+        )
     column_axis = column_axis / lengths[0]
     row_axis = row_axis - (row_axis @ column_axis) * column_axis
     row_axis = row_axis / np.linalg.norm(row_axis)
@@ -104,13 +106,15 @@ def plan(pieces: Sequence[Slice], rules: ImagingRules) -> Grid:
     Raises GeometryError when the slices do not make a volume that can be trusted.
     """
     if len(pieces) < 2:
-        raise GeometryError("One slice is no volume.")
+        raise GeometryError("One slice is no volume. Send the whole series and requeue the study.")
     axis, row_axis, column_axis = slice_axes(pieces)
     row_mm, column_mm = _common_spacing(pieces)
     ordered = _order(pieces, axis)
     kept, repeats = _fold_repeats(ordered, axis, rules.same_position_mm)
     if len(kept) < 2:
-        raise GeometryError("All slices stand at one position.")
+        raise GeometryError(
+            "All slices stand at one position. Correct Image Position (Patient) (0020,0032) at the sender."
+        )
     depths = positions_mm(kept, axis)
     layout = _layout(depths, rules)
     corners = np.array([piece.position for piece in kept], dtype=np.float64)
@@ -137,7 +141,10 @@ def plan(pieces: Sequence[Slice], rules: ImagingRules) -> Grid:
     pixels = kept[0].pixels
     shape = (layout.count, pixels.rows + int(extra_rows), pixels.columns + int(extra_columns))
     if math.prod(shape) > rules.maximum_voxels:
-        raise GeometryError(f"The volume would have {' x '.join(map(str, shape))} voxels, more than a scan has.")
+        raise GeometryError(
+            f"The volume would have {' x '.join(map(str, shape))} voxels, more than a scan has. "
+            "Correct the matrix and positions of the slices at the sender."
+        )
     return Grid(
         shape=shape,
         affine=_LPS_TO_RAS @ affine,
@@ -153,11 +160,11 @@ def _common_spacing(pieces: Sequence[Slice]) -> tuple[float, float]:
         raise GeometryError("Slices carry no Pixel Spacing (0028,0030). Send the series with its geometry.")
     table = np.array(sorted(spacing for spacing in spacings if spacing is not None))
     if table.min() <= 0:
-        raise GeometryError("The Pixel Spacing of the slices is not above 0.")
+        raise GeometryError("The Pixel Spacing of the slices is not above 0. Correct (0028,0030) at the sender.")
     if np.ptp(table, axis=0).max() > 1e-3 * table.min():
-        raise GeometryError("Slices of one series have different pixel spacings.")
+        raise GeometryError("Slices of one series have different pixel spacings. Send each as its own series.")
     if len({(piece.pixels.rows, piece.pixels.columns) for piece in pieces}) > 1:
-        raise GeometryError("Slices of one series have different matrices.")
+        raise GeometryError("Slices of one series have different matrices. Send each as its own series.")
     return float(table[0, 0]), float(table[0, 1])
 
 
@@ -317,7 +324,7 @@ def _explain_shift(in_plane: Vector, depths: Vector, rules: ImagingRules) -> str
     if straight and angle > rules.maximum_tilt_degrees:
         raise GeometryError(
             f"The slices step {angle:.0f} degrees away from their normal; at most {rules.maximum_tilt_degrees:g} can be a "
-            "gantry tilt."
+            "gantry tilt. Correct Image Position (Patient) (0020,0032) at the sender."
         )
     if straight:
         return f"gantry tilt of {angle:.1f} degrees was sheared straight"

@@ -186,13 +186,16 @@ def _wrong_units(pieces: Sequence[Slice]) -> str:
     Rescale Type US is "unspecified" (PS3.3 C.11.1.1.2): converters write it for original images whose type nobody stated.
     """
     if any(piece.slope is None or piece.intercept is None for piece in pieces):
-        return "Slices carry no Rescale Slope or Intercept (0028,1053 and 0028,1052); their unit is unknown."
+        return (
+            "Slices carry no Rescale Slope or Intercept (0028,1053 and 0028,1052); their unit is unknown. "
+            "Send the series with them."
+        )
     if any(piece.slope == 0 for piece in pieces):
-        return "The Rescale Slope of the slices is 0; their values are lost."
+        return "The Rescale Slope of the slices is 0; their values are lost. Correct (0028,1053) at the sender."
     for piece in pieces:
         unspecified = piece.rescale_type.upper() == "US" and piece.image_type[:1] == ("ORIGINAL",)
         if piece.rescale_type.upper() not in ("", "HU") and not unspecified:
-            return "Values are not Hounsfield units, by their Rescale Type (0028,1054)."
+            return "Values are not Hounsfield units, by their Rescale Type (0028,1054). Send a series that is."
     return ""
 
 

@@ -108,7 +108,9 @@ def slices_of(path: Path, sop_instance: str, pixels: Pixels, values: Values) -> 
     if shared is None and not frames and pixels.frames == 1:
         return (_slice(path, sop_instance, pixels, 0, _Groups(values, None, None, ()), "", folder),)
     if len(frames) != pixels.frames:
-        raise InvalidObjectError("A multi-frame object describes another number of frames than it holds.")
+        raise InvalidObjectError(
+            "A multi-frame object describes another number of frames than it holds. Send it again."
+        )
     container = values.text("ConcatenationUID") or sop_instance
     telling = _telling_dimensions(values)
     return tuple(

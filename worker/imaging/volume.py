@@ -301,7 +301,7 @@ class _Files:
 def _rescale(piece: Slice) -> tuple[float, float]:
     """Slope and intercept. Raises PixelDataError when either is absent."""
     if piece.slope is None or piece.intercept is None:
-        raise PixelDataError("A slice carries no Rescale Slope or Intercept; its unit is unknown.")
+        raise PixelDataError("A slice carries no Rescale Slope or Intercept; its unit is unknown. Send it with them.")
     return piece.slope, piece.intercept
 
 
