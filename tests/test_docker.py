@@ -29,7 +29,8 @@ OURS = {name: service for name, service in SERVICES.items() if "build" in servic
 DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
 PINNED = re.compile(r"[\w./-]+:\d+\.\d+(\.\d+)?[\w.-]*")
 URL = re.compile(r"https?://127\.0\.0\.1:(\d+)/(?:readyz|livez)")
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 PACKAGES = ("worker", "dicom_listener", "mu2_model", "training", "migrations")
 RUN_BY = {  # the modules that an image's commands begin with, in compose.yaml
     "migrations": ("worker.__main__", "worker.cli.database", "migrations.env"),
@@ -256,6 +257,14 @@ def test_images_hold_what_ships_and_no_state_of_this_machine() -> None:
     assert shipped
     for path in shipped:
         assert not any(part == rule or path.match(rule) for rule in hidden for part in path.relative_to(ROOT).parts)
+
+
+@pytest.mark.parametrize("package", ["worker", "dicom_listener", "mu2_model", "migrations"])
+def test_package_takes_every_file_of_it_along(package: str) -> None:
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"].get(package, [])
+    taken = {path for pattern in patterns for path in (ROOT / package).glob(pattern)}
+    files = {p for p in (ROOT / package).rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    assert {p for p in files - taken if p.suffix != ".py"} == set()
 
 
 def test_gpu_image_takes_torch_with_cuda_and_the_others_may_take_it_without() -> None:

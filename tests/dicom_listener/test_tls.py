@@ -15,6 +15,7 @@ from tests.dicom_listener.test_hostile_peers import MOST_GROWTH_BYTES, resident_
 from worker.core.errors import SettingsError
 from worker.core.records import AuditEvent
 from worker.core.settings import Peer, Settings
+from worker.doctor import peers
 
 
 def context(certificates: Certificates, *, client: bool = False) -> ssl.SSLContext:
@@ -89,6 +90,24 @@ def test_peer_who_must_speak_tls_is_refused_at_the_plain_port(
     with running.sent.database.read() as session:
         (event,) = session.scalars(sa.select(AuditEvent)).all()
     assert event.detail["reason"] == Refusal.PEER_WITHOUT_TLS.value
+
+
+@pytest.mark.parametrize("asks_for_certificates", [False, True])
+def test_doctor_tries_both_ports(
+    start: Callable[..., Running],
+    settings: Callable[..., Settings],
+    certificates: Certificates,
+    asks_for_certificates: bool,
+) -> None:
+    running = start(**certificates.settings, tls_port=0, tls_ca=certificates.ca if asks_for_certificates else None)
+    ports = {"port": running.port, "tls_port": running.listener.tls_port}
+    found = {
+        c.finding: c.outcome for c in peers.listener(settings(**certificates.settings, **ports)) if c.name == "listener"
+    }
+    assert found == {
+        f"MU2 on 127.0.0.1:{running.port} answers C-ECHO": "ok",
+        f"MU2 on 127.0.0.1:{running.listener.tls_port} by TLS answers C-ECHO": "ok",
+    }
 
 
 @pytest.mark.parametrize(
