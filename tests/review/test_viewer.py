@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pypdf import PdfReader
 
-from tests.review.browser import Browser, Page, chromium, log_in, needs_chromium, until, wait_for_picture
+from tests.review.browser import Browser, Page, chromium, log_in, needs_chromium, picture, until, wait_for_picture
 from tests.review.builders import Department
 from worker.core.records import Study
 from worker.core.report import DISCLOSURE, Section, Sentence
@@ -165,6 +165,27 @@ def test_letters_and_sides_are_the_patients_whatever_was_acquired(
             place = letters[1 if x > edges["middle"][0] else 3] + letters[2 if y > edges["middle"][1] else 0]
             assert place == {"axial": "LP", "coronal": "LH", "sagittal": "PH"}[plane], name
     context.close()
+
+
+def test_what_was_mended_in_the_geometry_stands_on_the_picture(here: Department, page: str, browser: Browser) -> None:
+    window = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
+    study_id = here.drafted(slices=2, size=8)
+    repairs = [
+        "the gantry was tilted by 12.0 degrees; slices were shifted back",
+        "1 missing slice was filled in between",
+    ]
+    with here.database.write() as session:
+        session.get_one(Study, study_id).choice = {
+            "series": [],
+            "volumes": [{"regions": ["chest"], "repairs": repairs}],
+        }
+    log_in(window, page)
+    window.goto(f"{page}/studies/{study_id}")
+    wait_for_picture(window)
+    told = window.inner_text("#readout").split("\n")
+    assert told == [*(f"repaired: {repair}" for repair in repairs), "axial 2 / 2"]
+    picture(window, "repaired")
+    window.context.close()
 
 
 SCRIPTS = ("王小東", "Иван", "مريم")

@@ -231,8 +231,8 @@ function describe() {
   if (!view.volume) return;
   const preset = PRESETS.find((p) => p.width === view.width && p.centre === view.centre);
   const oblique = view.volume.oblique ? "\noblique to the patient's axes" : "";
-  const repairs = view.volume.repairs.length ? `\n${view.volume.repairs.length} repairs` : "";
-  document.getElementById("readout").textContent = `${view.plane} ${view.index + 1} / ${plane().count}${oblique}${repairs}`;
+  const repairs = view.volume.repairs.map((repair) => `repaired: ${repair}\n`).join(""); // what was mended may mislead the eye
+  document.getElementById("readout").textContent = `${repairs}${view.plane} ${view.index + 1} / ${plane().count}${oblique}`;
   document.getElementById("window-readout").textContent = `W ${view.width}  L ${view.centre}${preset ? `  ${preset.name}` : ""}\n${Math.round(view.zoom * 100)} %`;
   canvas.setAttribute("aria-label", `CT, ${view.plane} slice ${view.index + 1} of ${plane().count}`);
 }
