@@ -62,11 +62,10 @@ class ReportDrafter:
         folder = Path(path)
         if quantize not in (None, "int8"):
             raise CheckpointError(f"quantize is None or 'int8', not {quantize!r}")
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-            raise DeviceError(f"torch finds no GPU for device {str(device)!r}: name cpu, or install torch for this GPU")
+        device = usable_device(device)
         config = read_config(folder)
         processor = read_processor(folder, config)
-        check_weights_fit(folder, value_bytes(dtype), torch.device(device))
+        check_weights_fit(folder, value_bytes(dtype), device)
         try:
             loaded: Any = Mu2ForConditionalGeneration.from_pretrained(
                 folder, config=config, dtype=dtype, output_loading_info=True
@@ -188,6 +187,18 @@ class ReportDrafter:
             on_device = {key: value.to(self.device) for key, value in text.items()}
             made = explain(self.model, prepared, on_device, torch.tensor(draft.token_ids), ranges)
         return replace(draft, evidence=tuple(made))
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device by its name; DeviceError when there is no such name or no such GPU."""
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"{device!r} is no device: cpu, cuda or cuda:N") from error
+    count = torch.cuda.device_count()
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise DeviceError(f"torch finds {count} GPUs, so no {str(found)!r}: name cpu, or install torch for this GPU")
+    return found
 
 
 def quantize_language_model(model: Mu2ForConditionalGeneration) -> None:

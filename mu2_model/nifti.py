@@ -6,7 +6,7 @@ times as fast as by zlib.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zlib import error as ZlibError
 
 import nibabel
@@ -21,7 +21,7 @@ from mu2_model.errors import VolumeError
 from mu2_model.volume_grid import Matrix
 
 IJK_TO_KJI = [2, 1, 0, 3]
-TRAILING_BYTES = 1 << 20
+TRAILING_BYTES = READ_BYTES = 1 << 20
 
 
 def load_nifti(path: Path | str) -> tuple[NDArray[Any], Matrix]:
@@ -34,7 +34,7 @@ def load_nifti(path: Path | str) -> tuple[NDArray[Any], Matrix]:
         image: Any = nibabel.load(path)
         is_nifti = isinstance(image, nibabel.Nifti1Pair)
         array = read_voxels(image) if is_nifti else np.empty(0)
-    except (ImageFileError, EOFError, OSError, ValueError, ZlibError, IsalError) as error:  # type: ignore[misc]
+    except (ImageFileError, EOFError, OSError, ValueError, MemoryError, ZlibError, IsalError) as error:  # type: ignore[misc]
         raise VolumeError(f"{name} is not a readable NIfTI file: {error}") from error
     if not is_nifti:
         raise VolumeError(f"{name} is a {type(image).__name__}, not a NIfTI file")
@@ -53,11 +53,28 @@ def read_voxels(image: Any) -> NDArray[Any]:
     if file.suffix != ".gz":
         return np.asanyarray(stored, dtype=kind)
     with igzip.open(file) as stream:
-        spec = (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter)
-        array = np.asanyarray(ArrayProxy(stream, spec), dtype=kind)
+        if kind is None:
+            array = read_plain(stream, stored)
+        else:
+            spec = (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter)
+            array = np.asanyarray(ArrayProxy(stream, spec), dtype=kind)
         # The checksum stands at the end: damaged voxels would go unseen without this.
         while stream.read(TRAILING_BYTES):
             pass
+    return array
+
+
+def read_plain(stream: BinaryIO, stored: Any) -> NDArray[Any]:
+    """Voxels without scaling, inflated to where they stay: nibabel would copy them once more. EOFError when some lack."""
+    stream.read(stored.offset)
+    array = np.empty(stored.shape, stored.dtype, order="F")
+    target = memoryview(array.reshape(-1, order="F").view(np.uint8))
+    filled = 0
+    while filled < len(target):
+        count = stream.readinto(target[filled : filled + READ_BYTES])  # type: ignore[attr-defined]
+        if not count:
+            raise EOFError(f"{filled} of {len(target)} bytes of voxels")
+        filled += count
     return array
 
 

@@ -1,5 +1,6 @@
 """From Hounsfield arrays to model input: orientation, spacing, windows, coordinates, and input that cannot be used."""
 
+import gzip
 import shutil
 import subprocess
 import tarfile
@@ -281,6 +282,27 @@ def test_a_nifti_file_whose_compression_breaks_midway_is_refused(tmp_path: Path)
     for name in ("cut.nii.gz", "turned.nii.gz"):
         with pytest.raises(VolumeError, match="not a readable NIfTI file"):
             load_nifti(tmp_path / name)
+
+
+@pytest.mark.parametrize("sides", [(96, 80, 31), (32767, 32767, 32767)])
+def test_a_nifti_file_with_fewer_voxels_than_its_header_says_is_refused(
+    sides: tuple[int, int, int], tmp_path: Path
+) -> None:
+    save_nifti(tmp_path / "ct.nii", body((30, 80, 96)), affine())
+    content = bytearray((tmp_path / "ct.nii").read_bytes())
+    content[42:48] = np.array(sides, "<i2").tobytes()
+    (tmp_path / "ct.nii.gz").write_bytes(gzip.compress(bytes(content), compresslevel=1))
+    with pytest.raises(VolumeError, match="not a readable NIfTI file"):
+        load_nifti(tmp_path / "ct.nii.gz")
+
+
+@pytest.mark.parametrize("dtype", ["<i2", ">i2", "<f4", "<u1"])
+def test_a_compressed_nifti_file_gives_what_the_plain_one_gives(dtype: str, tmp_path: Path) -> None:
+    array = (body() / 8).astype(dtype)
+    for name in ("ct.nii", "ct.nii.gz"):
+        save_nifti(tmp_path / name, array, affine())
+    plain, packed = load_nifti(tmp_path / "ct.nii")[0], load_nifti(tmp_path / "ct.nii.gz")[0]
+    assert packed.dtype == plain.dtype and np.array_equal(packed, plain)
 
 
 def test_another_image_format_is_refused_by_name(tmp_path: Path) -> None:

@@ -114,6 +114,8 @@ def draft(
     )
     if evidence is not None and evidence.suffix != ".png":
         raise typer.BadParameter("the name of a picture ends in .png")
+    if evidence is not None and not evidence.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {evidence.parent} to draw in")
     volumes = _read(path)
     asked = questions(volumes, chosen)
     with _model_errors():
