@@ -99,7 +99,9 @@ def answer(means: Means, request: Request, reporter: Reporter, deadline: Deadlin
         if one is not None:
             path = folder / f"heat-{sentence_id}.npz"
             heat.save(Heat(one.heat, one.affine, one.support - one.control, one.volume), path)
-            found[sentence_id] = _Found(str(path.relative_to(root)), one.support)
+            # A drop that patches taken at random give as well is no support.
+            support = one.support - max(one.control, 0.0)
+            found[sentence_id] = _Found(str(path.relative_to(root)), support)
     means.record(lambda session: _store(session, means, request, found))
 
 

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+import numpy as np
 import pytest
 from sqlalchemy.orm import Session
 
@@ -13,6 +14,7 @@ from worker.core.records import AuditEvent, ReportVersion, Role, Sentence, Stage
 from worker.core.review_records import EvidenceRequest
 from worker.imaging import heat
 from worker.inference.mu2 import untrained_checkpoint
+from worker.inference.reporter import Explained
 from worker.process import WorkerProcess
 
 
@@ -87,6 +89,20 @@ def test_reader_is_told_that_canned_text_has_no_evidence(
     ask(site, drafted)
     tasks.answer_evidence(worker_process)
     assert request(site).reason == "ModelError: the fake reporter looks at nothing, so there is no evidence"
+
+
+def test_support_is_the_drop_over_what_random_patches_give(
+    site: Site, worker_process: WorkerProcess, drafted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heat_volume = np.full((2, 2, 2), 0.125, np.float32)
+    explained = [
+        Explained(1, row.region, row.text, heat_volume, np.diag([20.0, 20.0, 20.0, 1.0]), support=0.5, control=0.4)
+        for row in site.rows(Sentence)
+    ]
+    monkeypatch.setattr(worker_process.reporter, "explain", lambda volumes, deadline: explained)
+    ask(site, drafted)
+    tasks.answer_evidence(worker_process)
+    assert [row.support for row in site.rows(Sentence)] == [pytest.approx(0.1)] * len(explained)
 
 
 def test_two_workers_never_answer_one_request(site: Site, drafted: str) -> None:

@@ -53,7 +53,7 @@ class Explained:
     heat: NDArray[np.float32]  # (slices, rows, columns) of patches, non-negative
     affine: NDArray[np.float64]  # 4x4: (slice, row, column, 1) of a patch's centre to RAS millimetres
     support: float  # drop of the mean log-probability per token when the hottest patches are blanked
-    control: float  # the same for as many patches taken at random
+    control: float  # the largest of the same for several draws of as many patches at random
 
 
 @dataclass(frozen=True)
