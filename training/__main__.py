@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from training.errors import TrainingError
 from training.phantoms.command import phantoms
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make data, train and evaluate μ²LLM.")
@@ -45,10 +46,20 @@ def mount() -> None:
 
 
 def main() -> None:
-    """Run the command; `phantoms` needs no torch, so it does not wait for it."""
-    if sys.argv[1:2] != ["phantoms"]:
-        mount()
-    app()
+    """Run the command; what its user can mend ends it with one line and exit status 1.
+
+    `phantoms` needs no torch, so it does not wait for it.
+    """
+    if sys.argv[1:2] == ["phantoms"]:
+        app()
+        return
+    mount()
+    from mu2_model.errors import Mu2ModelError
+
+    try:
+        app()
+    except (TrainingError, Mu2ModelError) as error:
+        sys.exit(f"python -m training: {error}")
 
 
 if __name__ == "__main__":

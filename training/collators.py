@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from mu2_model import Mu2Processor
+from training.errors import TrainingError
 from training.token_cache import TokenCache
 from training.volumes import VolumeCache, stack_volumes
 
 IGNORED = -100
 
 
-class LengthError(ValueError):
+class LengthError(TrainingError, ValueError):
     """A prompt with its answer that is longer than the trainer's `max_length`."""
 
 

@@ -31,8 +31,16 @@ from training.volumes import VolumeCache
 NOTES = Console(stderr=True)
 ADAPTERS = {"amos-mm": amos_mm.read, "ct-rate": ct_rate.read, "abdomen-atlas": abdomen_atlas.read}
 
+
+def require_checkpoint(folder: Path) -> Path:
+    """The folder of a checkpoint; BadParameter for another, which transformers would take for a name on a hub."""
+    if not (folder / "config.json").is_file():
+        raise typer.BadParameter(f"no checkpoint in {folder}: there is no config.json")
+    return folder
+
+
 Data = Annotated[list[Path], typer.Option("--data", help="Manifest or its folder; give it again for more.")]
-Model = Annotated[Path, typer.Option("--model", help="Checkpoint folder to start from.")]
+Model = Annotated[Path, typer.Option("--model", help="Checkpoint folder to start from.", callback=require_checkpoint)]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the result; a run that was stopped goes on there.")]
 Cache = Annotated[Path, typer.Option("--cache", help="Folder for preprocessed volumes and tower tokens.")]
 Config = Annotated[str, typer.Option("--config", help="Config file, or the name of one that ships.")]

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from training.errors import TrainingError
+
 SPLITS = ("train", "validation", "test")
 MANIFEST = "manifest.jsonl"
 QUESTION = "Write the report of this CT."
@@ -20,7 +22,7 @@ HASH_BLOCK_BYTES = 1 << 20
 SHOWN = 5
 
 
-class ManifestError(ValueError):
+class ManifestError(TrainingError, ValueError):
     """A manifest that cannot be read or must not be trained on; the message says why and in which lines."""
 
 

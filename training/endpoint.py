@@ -12,12 +12,14 @@ from typing import Any
 
 import httpx
 
+from training.errors import TrainingError
+
 RETRYABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 CHARACTERS_PER_TOKEN = 4.0
 """Rule of thumb for prices before a run; the run itself counts what the endpoint reports."""
 
 
-class EndpointError(RuntimeError):
+class EndpointError(TrainingError, RuntimeError):
     """The endpoint refused for good, or kept failing; the message says what it answered last."""
 
 

@@ -24,6 +24,7 @@ from training.commands import (
     Seed,
     Threads,
     progress_bar,
+    require_checkpoint,
     use_threads,
 )
 from training.data import Case, read_manifests
@@ -85,7 +86,7 @@ def make_judge(name: str, device: str = "cpu") -> Judge | None:
     if name == "phantom":
         return PhantomJudge(read_phantom_report)
     if name.startswith("model:"):
-        return ModelJudge.from_pretrained(Path(name.removeprefix("model:")), device)
+        return ModelJudge.from_pretrained(require_checkpoint(Path(name.removeprefix("model:"))), device)
     url, mark, model = name.partition("#")
     if not mark or not url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"{name!r} is no judge: phantom, none, model:FOLDER or URL#MODEL")
@@ -207,8 +208,7 @@ def evaluate_command(
     classifier = None if radbert is None else LabelClassifier.from_pretrained(radbert, device)
     results, figures = [], []
     for folder in model or [shipped_checkpoint()]:
-        if not (folder / "config.json").is_file():
-            raise typer.BadParameter(f"no checkpoint in {folder}: name one by --model")
+        require_checkpoint(folder)
         drafter = Drafter(folder, source_maker(cache, cases, cached_tokens), batch_size=batch, device=device)
         drafted = draft_with_bar(drafter, cases, folder.name)
         if out is not None:

@@ -19,6 +19,7 @@ from rich.progress import track
 
 from training import floors as models
 from training.data import Case, ManifestError, manifest_digest, read_manifests
+from training.errors import TrainingError
 from training.evaluate import ScoredCase, derangement, finding_figures
 from training.floors import HistogramModel, Key, TextOnly
 from training.metrics.findings import Stated, compare, stated
@@ -34,7 +35,7 @@ LEAST_CASES = 8
 NOTES = Console(stderr=True)
 
 
-class FloorError(ValueError):
+class FloorError(TrainingError, ValueError):
     """Floors that cannot be had for a checkpoint and a set of cases; the message says why and what to do."""
 
 

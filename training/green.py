@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training.endpoint import Endpoint
+from training.errors import TrainingError
 from training.metrics.findings import SIZE_TOLERANCE, Stated, compare
 
 SIGNIFICANT, INSIGNIFICANT, MATCHED = (
@@ -37,7 +38,7 @@ LETTERS = "abcdef"
 ANSWER_TOKENS = 2048
 
 
-class PromptMissingError(ImportError):
+class PromptMissingError(TrainingError, ImportError):
     """The published prompt is not installed; the message says how to get it."""
 
 

@@ -83,6 +83,8 @@ def write_pairs(pairs: Sequence[PreferencePair], path: Path) -> None:
 
 def read_pairs(path: Path) -> list[PreferencePair]:
     """Pairs as `write_pairs` wrote them, or as `mu2 study export-training` did; ManifestError when a line is none."""
+    if not path.is_file():
+        raise ManifestError(f"no preference pairs in {path}: make them with `python -m training preferences`")
     pairs = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:

@@ -16,6 +16,7 @@ from transformers.modeling_utils import PreTrainedModel
 from trl import DPOConfig, SFTConfig
 
 from mu2_model import Mu2Config, Mu2ForConditionalGeneration
+from training.errors import TrainingError
 from training.recipes import STAGES
 from training.sft import LORA_TARGETS
 
@@ -28,7 +29,7 @@ LAYER_BYTES_PER_TOKEN_AND_WIDTH = 34
 """Bytes a transformer layer keeps for its backward pass, per token and unit of width, in 16 bit (Korthikanti 2022, eq. 2)."""
 
 
-class ConfigError(ValueError):
+class ConfigError(TrainingError, ValueError):
     """A config file that cannot be used; the message names the key."""
 
 

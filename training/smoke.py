@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from training import commands, evaluation_commands
+from training.errors import TrainingError
 from training.phantoms.generate import Split
 from training.pipeline import PhantomSet, make_sets
 from training.preferences import read_pairs
@@ -23,7 +24,7 @@ RATE = 3e-3
 SAMPLES = 6
 
 
-class SmokeError(RuntimeError):
+class SmokeError(TrainingError, RuntimeError):
     """A stage that ran but left nothing for the next one; the message says which."""
 
 

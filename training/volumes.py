@@ -23,12 +23,13 @@ from mu2_model.errors import VolumeError
 from mu2_model.image_processing_mu2 import Volume
 from mu2_model.nifti import load_nifti
 from training.data import file_digest
+from training.errors import TrainingError
 
 STORED_DTYPE = np.float16
 """Pixels lie in [0, 1]; half precision keeps them to 0.0005, a quarter of a grey level of a 400 HU window."""
 
 
-class BadVolumeError(ValueError):
+class BadVolumeError(TrainingError, ValueError):
     """A file that no model input can be made from; the message says which and why."""
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from bert_score import BERTScorer
 from transformers import AutoConfig
 
+from training.errors import TrainingError
+
 ROBERTA_LARGE_LAYER = 17
 ROBERTA_LARGE_FLOOR = 0.8315
 """Mean F of random sentence pairs under roberta-large, layer 17: what bert-score's own baseline file holds for English."""
 
 
-class BertModelMissingError(LookupError):
+class BertModelMissingError(TrainingError, LookupError):
     """BERTScore needs a model folder on this machine; the message says which."""
 
 

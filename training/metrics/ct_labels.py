@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from training.errors import TrainingError
+
 LABELS = (
     "Medical material",
     "Arterial wall calcification",
@@ -36,7 +38,7 @@ LONGEST_TOKENS = 512
 BATCH = 16
 
 
-class LabelModelMissingError(LookupError):
+class LabelModelMissingError(TrainingError, LookupError):
     """The 18 labels need a classifier in a folder on this machine; the message says what is wrong with the one named."""
 
 

@@ -16,6 +16,8 @@ from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
 from nltk.translate.meteor_score import meteor_score
 from rouge_score.rouge_scorer import RougeScorer
 
+from training.errors import TrainingError
+
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL")
 WORDNET_FOLDER = Path("/usr/share/wordnet")
 """Where Debian's wordnet-base puts the database files."""
@@ -55,7 +57,7 @@ def words(text: str) -> list[str]:
     return re.findall(r"\d+(?:\.\d+)?|\w+|[^\w\s]", text.lower())
 
 
-class WordNetMissingError(LookupError):
+class WordNetMissingError(TrainingError, LookupError):
     """METEOR needs WordNet's database files, which are not there; the message says how to get them."""
 
 
