@@ -6,8 +6,9 @@
 Every receiver is started empty, takes the same 512 x 512 CT instances (525 kB, uncompressed) from dcmtk's `storescu`, one
 process a stream, and is stopped; the receivers take turns within each repeat, so that a slow minute of the machine falls
 on all of them. Ours and Orthanc fsync before they answer; `storescp --fork` and pynetdicom's do not. `TCP_NODELAY=1` is set
-for dcmtk and Orthanc, without which they are several times slower on a loopback. Everything runs in a network namespace of
-its own, because two of the receivers cannot be bound to the loopback alone.
+for dcmtk and Orthanc, without which they are several times slower on a loopback. The processor time of each stands beside
+its rate: where the disk takes more than the cores can send and receive, no order of flushes reaches it. Everything runs in
+a network namespace of its own, because two of the receivers cannot be bound to the loopback alone.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +92,7 @@ COLUMNS = (
     "durable before success",
     "instances/s: median (range)",
     "MB/s",
+    "processor ms an instance, with its sender",
     "ours ÷ this: median (range)",
 )
 PROGRAMS = {
@@ -194,6 +197,14 @@ class Running:
         shutil.rmtree(self.home, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How one run went."""
+
+    rate: float  # instances a second
+    processor_ms: float  # user and system time an instance, of receiver and senders together
+
+
 def send(folders: list[Path]) -> float:
     """Seconds until every stream has sent its folder; raises when a sender fails."""
     began = time.perf_counter()
@@ -205,8 +216,29 @@ def send(folders: list[Path]) -> float:
     return time.perf_counter() - began
 
 
-def disk_rate(place: Path, folders: list[Path]) -> float:
-    """Instances a second of plain write + fsync of the same bytes, one thread a stream."""
+def receive(receiver: Receiver, place: Path, folders: list[Path], count: int) -> Pace:
+    """One run of a receiver, started for it alone."""
+    with Running(receiver, place) as running:
+        before = _processor_seconds(running.process.pid)
+        rate = count / send(folders)
+        return Pace(rate, (_processor_seconds(running.process.pid) - before) / count * 1e3)
+
+
+def _processor_seconds(receiver: int) -> float:
+    """User and system time of a receiver with all its processes, and of the senders that have ended."""
+    ticks, waiting = 0, [receiver]
+    while waiting:
+        process = Path(f"/proc/{waiting.pop()}")
+        with suppress(FileNotFoundError, ProcessLookupError):  # a process for one association ends with it
+            ticks += sum(map(int, (process / "stat").read_text().rpartition(")")[2].split()[11:15]))
+            for task in (process / "task").iterdir():
+                waiting += map(int, (task / "children").read_text().split())
+    senders = os.times()
+    return ticks / os.sysconf("SC_CLK_TCK") + senders.children_user + senders.children_system
+
+
+def disk_rate(place: Path, folders: list[Path]) -> Pace:
+    """Plain write + fsync of the same bytes, one thread a stream, nobody sending: a new file each, its folder not synced."""
     home = Path(tempfile.mkdtemp(prefix="disk-", dir=place))
     contents = [[file.read_bytes() for file in sorted(folder.iterdir())] for folder in folders]
 
@@ -218,14 +250,15 @@ def disk_rate(place: Path, folders: list[Path]) -> float:
             os.close(fd)
 
     threads = [threading.Thread(target=write, args=(stream,)) for stream in range(len(folders))]
-    began = time.perf_counter()
+    began, before = time.perf_counter(), time.process_time()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    seconds = time.perf_counter() - began
+    seconds, busy = time.perf_counter() - began, time.process_time() - before
     shutil.rmtree(home)
-    return sum(map(len, contents)) / seconds
+    count = sum(map(len, contents))
+    return Pace(count / seconds, busy / count * 1e3)
 
 
 @dataclass(frozen=True)
@@ -239,13 +272,14 @@ class Row:
     rates: list[float]  # instances a second, one a repeat
     ratios: list[float]  # ours over this one, repeat by repeat
     megabytes: float  # MB/s at the median
+    processor_ms: float  # median; the cores over this is the most that they could ever do
 
     def markdown(self) -> str:
         ratio = f"{statistics.median(self.ratios):.2f} ({min(self.ratios):.2f}–{max(self.ratios):.2f})"
         return (
             f"| {self.place} | {self.streams} | {self.name} | {'yes' if self.durable else 'no'} | "
             f"{statistics.median(self.rates):.0f} ({min(self.rates):.0f}–{max(self.rates):.0f}) | "
-            f"{self.megabytes:.0f} | {ratio} |"
+            f"{self.megabytes:.0f} | {self.processor_ms:.2f} | {ratio} |"
         )
 
 
@@ -253,13 +287,13 @@ def measure(place_name: str, place: Path, folders: list[Path], receivers: list[R
     files = [file for folder in folders for file in folder.iterdir()]
     size = sum(file.stat().st_size for file in files) / len(files)
     own = "write + fsync alone"
-    rates: dict[str, list[float]] = {receiver.name: [] for receiver in receivers} | {own: []}
+    paces: dict[str, list[Pace]] = {name: [] for name in [*(receiver.name for receiver in receivers), own]}
     for repeat in range(repeats):
         order = receivers[repeat % len(receivers) :] + receivers[: repeat % len(receivers)]
         for receiver in order:
-            with Running(receiver, place):
-                rates[receiver.name].append(len(files) / send(folders))
-        rates[own].append(disk_rate(place, folders))
+            paces[receiver.name].append(receive(receiver, place, folders, len(files)))
+        paces[own].append(disk_rate(place, folders))
+    rates = {name: [pace.rate for pace in found] for name, found in paces.items()}
     ours = rates[OURS]
     return [
         Row(
@@ -270,6 +304,7 @@ def measure(place_name: str, place: Path, folders: list[Path], receivers: list[R
             found,
             [mine / other for mine, other in zip(ours, found, strict=True)],
             statistics.median(found) * size / 1e6,
+            statistics.median(pace.processor_ms for pace in paces[name]),
         )
         for name, found in rates.items()
     ]
