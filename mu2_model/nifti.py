@@ -68,7 +68,7 @@ def read_plain(stream: BinaryIO, stored: Any) -> NDArray[Any]:
     """Voxels without scaling, inflated to where they stay: nibabel would copy them once more. EOFError when some lack."""
     stream.read(stored.offset)
     array = np.empty(stored.shape, stored.dtype, order="F")
-    target = memoryview(array.reshape(-1, order="F").view(np.uint8))
+    target = array.reshape(-1, order="F").view(np.uint8).data
     filled = 0
     while filled < len(target):
         count = stream.readinto(target[filled : filled + READ_BYTES])  # type: ignore[attr-defined]
