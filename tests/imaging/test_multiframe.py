@@ -161,6 +161,16 @@ def test_two_objects_of_one_series_at_one_place_are_two_parts_and_never_interlea
     assert len(found.volumes) == 1
 
 
+def test_objects_of_two_ct_classes_in_one_series_are_told_apart_by_name(tmp_path: Path) -> None:
+    uids = synthetic.new_uids()
+    ds = synthetic.multiframe(Scan())
+    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = uids["study"], uids["series"], uids["frame"]
+    found = built([*synthetic.write(Scan(), tmp_path, uids), save(ds, tmp_path)])
+
+    assert parts(found) == [("CT Image", 14), ("Enhanced CT Image", 14)]
+    assert found.verdicts[1].reason.startswith("reportable, but series 2 CT Image is preferred")
+
+
 def concatenation(scan: Scan, sizes: Sequence[int], folder: Path) -> list[Path]:
     """The frames of one object sent in several, whose ends lie at each other's slices."""
     whole = synthetic.multiframe(scan)

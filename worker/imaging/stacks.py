@@ -7,6 +7,7 @@ from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
+from pydicom.uid import UID
 
 from worker.imaging import geometry, kernels, regions
 from worker.imaging.headers import CT_CLASSES, Header
@@ -75,7 +76,9 @@ def split(headers: Sequence[Header], rules: ImagingRules) -> list[Stack]:
         by_series.setdefault(_series_key(header), []).append(header)
     found: list[Stack] = []
     for key in sorted(by_series):
-        found.extend(_stacks_of_series(by_series[key], rules))
+        twins = [other for other in by_series if other[:-1] == key[:-1] and other[-1] in CT_CLASSES]
+        kind = UID(key[-1]).name.removesuffix(" Storage") if len(twins) > 1 and key in twins else ""
+        found.extend(_stacks_of_series(by_series[key], rules, kind))
     return found
 
 
@@ -88,7 +91,8 @@ def _series_key(header: Header) -> tuple[str, ...]:
     return ("~", header.study_uid, header.frame_of_reference, number, header.series_description, kind)
 
 
-def _stacks_of_series(headers: Sequence[Header], rules: ImagingRules) -> list[Stack]:
+def _stacks_of_series(headers: Sequence[Header], rules: ImagingRules, kind: str) -> list[Stack]:
+    """Stacks of the objects of one class of one series; `kind` names the class where the series has CT objects of others."""
     first = headers[0]
     if first.sop_class_uid not in CT_CLASSES:
         return [Stack(first, (), objects=len(headers))]
@@ -120,6 +124,7 @@ def _stacks_of_series(headers: Sequence[Header], rules: ImagingRules) -> list[St
     for index, (label, part) in enumerate(parts, 1):
         header = owners[part[0].path, part[0].frame]
         name = "" if len(parts) == 1 else f"part {index}" + (f" ({label})" if label else "")
+        name = ", ".join(filter(None, (kind, name)))
         sources = {piece.path: owners[piece.path, piece.frame] for piece in part}
         lossy = any(source.lossy for source in sources.values())
         lacking = " ".join(sorted({incomplete.get(source.concatenation, "") for source in sources.values()} - {""}))
@@ -169,7 +174,10 @@ _PHASES: tuple[tuple[str, str], ...] = (
     ("container", "multi-frame object"),
     ("folder", "folder"),
 )
-"""What may tell two images at one position, or two scans of one place, apart: field of a slice, words for it."""
+"""What may tell two images at one position, or two scans of one place, apart: field of a slice, words for it.
+
+The first that does is taken; why each, and why in this order: docs/decisions/2026-11-24-stacks.md.
+"""
 
 
 _WITHIN_ONE_SCAN = "image_type"
