@@ -149,6 +149,8 @@ class _Groups:
 
         Converters of single-frame objects keep what no functional group holds in a sequence of its own (PS3.3 C.7.6.16.2.25).
         """
+        if self.frame is None:  # a single-frame object: most are, and this is asked a dozen times of each
+            return self.top
         for place, unassigned in (
             (self.frame, "UnassignedPerFrameConvertedAttributesSequence"),
             (self.shared, "UnassignedSharedConvertedAttributesSequence"),
