@@ -1,10 +1,12 @@
 """`python -m training ablate`: the publication's arms on PhantomCT, several seeds, one shared frozen tower and token cache.
 
 Arms: baseline, +RPE, +DTS, +DMTP, full, full + DPO, and "legacy": the published tokenizer with its quirks. What is done is
-kept: a finished arm is read, a begun one resumed.
+kept: a finished arm is read, a begun one resumed, and a folder that was begun with other options is refused.
 """
 
 import json
+import shlex
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +17,10 @@ import typer
 
 from mu2_model import Mu2Config, Mu2ForConditionalGeneration, Mu2Processor
 from mu2_model.configuration_mu2 import ABLATIONS
-from training import commands, evaluation_commands, tables, tokenizer_stage
-from training.data import read_manifests
+from training import ablation_report, commands, evaluation_commands, tokenizer_stage
+from training.data import Case, manifest_digest, read_manifests
+from training.drafting import read_drafts
+from training.evaluate import Evaluation
 from training.model_card import SCORES_FILE
 from training.phantom_model import DPO_RATE, TEXT_RATE, TOKENIZER_RATE
 from training.pipeline import take_tower, unless_there
@@ -24,8 +28,7 @@ from training.recipes import RECIPES, make_initial, write_json
 
 LEGACY, DPO = "legacy", "+DPO"
 ARMS = (*ABLATIONS, DPO, LEGACY)
-RESULT, REPORT = "ablation.json", "ablation.md"
-SUMMARY_KEYS = (*tables.TABLE_2_KEYS, "finding_micro_f1", "finding_macro_f1", "normal_false_positive_rate")
+RESULT, REPORT, OPTIONS = "ablation.json", "ablation.md", "options.json"
 
 
 def make_arm(arm: str, recipe: str, data: list[Path], vision: Path, folder: Path, seed: int) -> None:
@@ -58,12 +61,12 @@ def _make_legacy(folder: Path, seed: int) -> None:
 
 def run_arm(
     arm: str, seed: int, data: list[Path], preference_data: list[Path], held_out: list[Path], options: dict[str, Any]
-) -> dict[str, Any]:
-    """Train and score one arm with one seed; returns its figures."""
+) -> Path:
+    """Train and score one arm with one seed; returns the folder of its scores."""
     folder = options["out"] / f"{arm.strip('+')}-{seed}"
-    result = folder / "scores" / SCORES_FILE
-    if result.is_file():
-        return dict(json.loads(result.read_text(encoding="utf-8")))
+    scores: Path = folder / "scores"
+    if (scores / SCORES_FILE).is_file():
+        return scores
     shared = {"cache": options["cache"], "threads": options["threads"], "cached_tokens": True}
     trained = {**shared, "seed": seed, "batch": 16}
     tuned = {**trained, "config": "cpu_bf16" if options["bf16"] else "cpu"}
@@ -96,22 +99,29 @@ def run_arm(
         unless_there(
             sft, lambda: commands.sft_command(read, data, sft, lr=TEXT_RATE, epochs=options["sft_epochs"], **tuned)
         )
-    evaluation_commands.evaluate_command(held_out, [model], folder / "scores", **shared)
-    return dict(json.loads(result.read_text(encoding="utf-8")))
+    evaluation_commands.evaluate_command(held_out, [model], scores, train=data, **shared)
+    return scores
 
 
-def summarise(figures: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Each arm's mean over its seeds with the range over them as interval."""
-    rows = []
-    for arm, runs in figures.items():
-        row: dict[str, Any] = {"name": arm, "seeds": len(runs), "intervals": {}}
-        for key in SUMMARY_KEYS:
-            values = [run[key] for run in runs if run.get(key) is not None]
-            row[key] = sum(values) / len(values) if values else None
-            if values:
-                row["intervals"][key] = (min(values), max(values))
-        rows.append(row)
-    return rows
+def scored_again(scores: Path, arm: str, cases: Sequence[Case]) -> Evaluation:
+    """The drafts of a finished arm, scored case by case: what intervals and tests over several seeds are made of."""
+    [drafts] = scores.glob("*.jsonl")
+    return evaluation_commands.score_drafts(
+        arm, read_drafts(drafts, cases), evaluation_commands.make_judge("phantom"), None
+    )
+
+
+def same_options(out: Path, asked: dict[str, Any]) -> None:
+    """Refuse to mix arms that were trained in two ways in one folder."""
+    kept = out / OPTIONS
+    if kept.is_file():
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        changed = [
+            f"{key}: {found.get(key)} then, {value} now" for key, value in asked.items() if found.get(key) != value
+        ]
+        if changed:
+            raise typer.BadParameter(f"{out} was begun otherwise ({'; '.join(changed)}): choose another --out")
+    write_json(kept, asked)
 
 
 def ablate(
@@ -136,14 +146,22 @@ def ablate(
     if unknown:
         raise typer.BadParameter(f"no arm is called {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
     out.mkdir(parents=True, exist_ok=True)
-    options = {"out": out, "cache": cache, "vision": vision, "recipe": recipe, "threads": threads}
-    options |= {"tokenizer_steps": tokenizer_steps, "sft_epochs": sft_epochs, "dpo_epochs": dpo_epochs, "bf16": bf16}
+    trained = {"recipe": recipe, "tokenizer_steps": tokenizer_steps, "sft_epochs": sft_epochs, "dpo_epochs": dpo_epochs}
+    trained["bf16"] = bf16
+    cases = evaluation_commands.held_out_cases(held_out, None, ("test", "validation"))
+    digests = {"data": manifest_digest(read_manifests(data)), "held_out": manifest_digest(cases)}
+    same_options(out, {**trained, **digests, "preference_data": manifest_digest(read_manifests(preference_data))})
+    options = {"out": out, "cache": cache, "vision": vision, "threads": threads, **trained}
+    command = shlex.join(["python", "-m", "training", *sys.argv[1:]])
     figures: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    runs: dict[str, list[Evaluation]] = defaultdict(list)
     for seed in range(seeds):
         for arm in chosen:
-            figures[arm].append(run_arm(arm, seed, data, preference_data, held_out, options))
-            rows = summarise(figures)
-            write_json(out / RESULT, rows)
-            table = tables.table_2(rows)
-            (out / REPORT).write_text(f"Mean over {seed + 1} seeds (range).\n\n{table}\n", encoding="utf-8")
-    typer.echo((out / REPORT).read_text(encoding="utf-8"))
+            scores = run_arm(arm, seed, data, preference_data, held_out, options)
+            figures[arm].append(json.loads((scores / SCORES_FILE).read_text(encoding="utf-8")))
+            runs[arm].append(scored_again(scores, arm, cases))
+        rows = [ablation_report.arm_row(arm, runs[arm], figures[arm]) for arm in chosen]
+        tests = ablation_report.compare_arms(runs)
+        write_json(out / RESULT, {"command": command, "arms": rows, "tests": tests})
+        (out / REPORT).write_text(ablation_report.report(command, rows, tests), encoding="utf-8")
+        typer.echo((out / REPORT).read_text(encoding="utf-8"))

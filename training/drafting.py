@@ -12,8 +12,13 @@ from mu2_model.decoding import SETTINGS, DecodeSettings
 from mu2_model.modeling_mu2 import Mu2ImageFeatures
 from training.collators import VolumeSource
 from training.data import Case
+from training.errors import TrainingError
 from training.shared_encoding import encode_shared
 from training.volumes import BadVolumeError
+
+
+class DraftsError(TrainingError):
+    """A file of drafts does not belong to the cases."""
 
 
 @dataclass(frozen=True)
@@ -112,3 +117,11 @@ def write_drafts(drafted: Sequence[DraftedCase], path: Path) -> None:
         told = {key: value for key, value in asdict(row).items() if key != "case"}
         lines.append(json.dumps({"case_id": row.case.case_id, **told}, ensure_ascii=False))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_drafts(path: Path, cases: Sequence[Case]) -> list[DraftedCase]:
+    """Stored drafts beside their cases; DraftsError when they are of other cases."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if [row["case_id"] for row in rows] != [case.case_id for case in cases]:
+        raise DraftsError(f"{path} holds drafts of other cases than the manifest: draft them again")
+    return [DraftedCase(case, tuple(row["texts"]), row["failure"]) for case, row in zip(cases, rows, strict=True)]

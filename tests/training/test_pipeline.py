@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from rich.progress import Progress
 from safetensors.torch import load_file
 
@@ -105,7 +106,7 @@ def arms(world: Path, towered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         options: dict[str, Any] = {"arms": list(names), "seeds": 1, "recipe": "tiny", "cache": world / "cache"}
         options |= {"tokenizer_steps": 3, "sft_epochs": 1, "dpo_epochs": 1, "threads": 1, "bf16": False}
         ablate.ablate(towered, [world], [world], [world], out, **options)
-        return list(json.loads((out / ablate.RESULT).read_text()))
+        return list(json.loads((out / ablate.RESULT).read_text())["arms"])
 
     return run
 
@@ -122,10 +123,11 @@ def test_arms_are_trained_scored_and_kept(arms: Any, tmp_path: Path) -> None:
     assert "| baseline |" in (tmp_path / "arms" / ablate.REPORT).read_text()
 
 
-def test_the_mean_of_seeds_carries_their_range() -> None:
-    rows = ablate.summarise({"full": [{"rouge1": 0.2}, {"rouge1": 0.4}]})
-    assert rows[0]["rouge1"] == pytest.approx(0.3)
-    assert rows[0]["intervals"]["rouge1"] == (0.2, 0.4)
+def test_an_ablation_that_was_begun_with_other_options_is_not_mixed_up(tmp_path: Path) -> None:
+    ablate.same_options(tmp_path, {"tokenizer_steps": 10})
+    ablate.same_options(tmp_path, {"tokenizer_steps": 10})
+    with pytest.raises(typer.BadParameter, match="tokenizer_steps: 10 then, 20 now"):
+        ablate.same_options(tmp_path, {"tokenizer_steps": 20})
 
 
 def test_the_read_out_finds_what_the_tokens_tell_and_nothing_else() -> None:
