@@ -1,5 +1,8 @@
 """What makes one stack and what makes several."""
 
+import math
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +10,9 @@ import pytest
 
 from tests.imaging import synthetic
 from tests.imaging.studies import RULES, Study
-from tests.imaging.synthetic import Scan
-from worker.imaging import series, study
+from tests.imaging.synthetic import Field, Scan
+from worker.core.errors import GeometryError
+from worker.imaging import series, study, volume
 from worker.imaging.headers import read_header
 
 
@@ -128,6 +132,52 @@ def test_different_orientation_matrix_and_kernel_make_parts_of_a_series(a_study:
 
     assert [verdict.part for verdict in choice.verdicts] == ["part 1", "part 2", "part 3", "part 4"]
     assert [verdict.images for verdict in choice.verdicts] == [14] * 4
+
+
+WIDE = Scan(spacing=(8.0, 8.0), known=Field(gradient=(1.0, 1.0, -7.0)))
+"""160 mm across, so that a turned slice moves its corners."""
+
+
+def turned(scan: Scan, radians: Sequence[float], study_under_test: Study) -> None:
+    """Adds one series whose slices are each turned in their plane by an own angle."""
+    uids = {**study_under_test.uids, "series": synthetic.generate_uid()}
+    for number, (depth, angle) in enumerate(zip(scan.depths, radians, strict=True)):
+        ds = synthetic.dataset(scan, depth, uids, number)
+        ds.ImageOrientationPatient = [
+            f"{value:.9g}" for value in (math.cos(angle), math.sin(angle), 0, -math.sin(angle), math.cos(angle), 0)
+        ]
+        path = synthetic.save(ds, study_under_test.folder / str(number), scan.syntax)
+        study_under_test.headers.append(read_header(path))
+
+
+@pytest.mark.parametrize(
+    "radians", [[0.003 * (n % 2) for n in range(14)], [0.0002 * n for n in range(14)], [0.003] + [0.0] * 13]
+)
+def test_a_scan_whose_orientation_jitters_is_never_reported_in_part(radians: list[float], a_study: Study) -> None:
+    turned(WIDE, radians, a_study)
+    (stack,) = a_study.choose().selected
+    built = volume.build(stack.slices, RULES)
+
+    assert built.hu.shape[0] == 14
+    assert re.fullmatch(
+        r"slices turned against each other were put in one orientation, which moved corners by up to 0\.\d mm",
+        built.repairs[0],
+    )
+    assert synthetic.largest_error(built, WIDE.known) <= 2.0
+
+
+def test_a_scan_whose_orientation_jitters_by_more_than_a_millimetre_is_refused(a_study: Study) -> None:
+    turned(WIDE, [0.0099 * (n % 2) for n in range(14)], a_study)
+
+    assert isinstance(a_study.choose().refusal(), GeometryError)
+    assert re.search(r"would move their corners by up to 1\.\d mm", a_study.choose().verdicts[0].reason)
+
+
+def test_two_scans_one_above_another_in_slightly_different_orientations_are_two_parts(a_study: Study) -> None:
+    scan = replace(WIDE, depths=tuple(2.5 * n for n in range(28)), known=Field(gradient=(1.0, 1.0, -3.0)))
+    turned(scan, [0.009 * (n >= 14) for n in range(28)], a_study)
+
+    assert [(verdict.part, verdict.images) for verdict in a_study.choose().verdicts] == [("part 1", 14), ("part 2", 14)]
 
 
 def test_a_second_image_type_of_the_same_kind_does_not_split_a_series(a_study: Study) -> None:

@@ -93,6 +93,25 @@ def slice_axes(pieces: Sequence[Slice]) -> tuple[Vector, Vector, Vector]:
     return normal, row_axis, column_axis
 
 
+def _explain_turn(pieces: Sequence[Slice], row_mm: float, column_mm: float, rules: ImagingRules) -> tuple[str, ...]:
+    """Say how far voxels stand from their place where the slices' orientations are not quite one; () where that is nothing.
+
+    Raises GeometryError when it is too far.
+    """
+    table = np.array([piece.orientation for piece in pieces], dtype=np.float64)
+    ends = np.repeat([pieces[0].pixels.columns * column_mm, pieces[0].pixels.rows * row_mm], 3)
+    columns, rows = np.split((table - table.mean(axis=0)) * ends, 2, axis=1)
+    off = float(max(np.linalg.norm(corner, axis=1).max() for corner in (columns, rows, columns + rows)))
+    if off > rules.maximum_turn_mm:
+        raise GeometryError(
+            f"Slices of one scan are turned against each other: a common orientation would move their corners by up to "
+            f"{off:.1f} mm. Correct (0020,0037) at the sender, or send each orientation as its own series."
+        )
+    if off <= rules.uniform_mm:
+        return ()
+    return (f"slices turned against each other were put in one orientation, which moved corners by up to {off:.1f} mm",)
+
+
 def positions_mm(pieces: Sequence[Slice], axis: Vector) -> Vector:
     """Projection of every slice's position on the axis. Raises GeometryError for a slice without position."""
     if any(piece.position is None for piece in pieces):
@@ -120,7 +139,7 @@ def plan(pieces: Sequence[Slice], rules: ImagingRules) -> Grid:
     corners = np.array([piece.position for piece in kept], dtype=np.float64)
     offsets = corners - corners[0] - np.outer(depths - depths[0], axis)
     in_plane = np.stack([offsets @ row_axis, offsets @ column_axis], axis=1)
-    repairs = list(layout.repairs)
+    repairs = [*_explain_turn(kept, row_mm, column_mm, rules), *layout.repairs]
     if np.abs(in_plane).max() <= rules.uniform_mm:
         in_plane = np.zeros_like(in_plane)
     else:

@@ -99,6 +99,8 @@ class ImagingRules:
     """Missing slices next to each other that interpolation may fill."""
     maximum_missing_fraction: float = 0.1
     """Share of a volume's slices that interpolation of missing ones may make up."""
+    maximum_turn_mm: float = 1.0
+    """How far one common orientation may move a corner of a slice whose own orientation differs a little."""
     maximum_tilt_degrees: float = 35.0
     """Largest gantry tilt that is corrected by shearing."""
     maximum_voxels: int = 2_000_000_000

@@ -108,8 +108,8 @@ def _stacks_of_series(headers: Sequence[Header], rules: ImagingRules, kind: str)
         key = (
             piece.pixels.rows,
             piece.pixels.columns,
-            _nearest(piece.spacing, spacings),
-            _nearest(piece.orientation, orientations),
+            _nearest(piece.spacing, spacings, _SAME),
+            _nearest(piece.orientation, orientations, _NEARLY_SAME),
             piece.position is None,
             piece.image_type[:3],
             not rules.never_in(piece.image_type),
@@ -118,7 +118,8 @@ def _stacks_of_series(headers: Sequence[Header], rules: ImagingRules, kind: str)
             owners[piece.path, piece.frame].photometric,
         )
         groups.setdefault(key, []).append(piece)
-    parts = [(label, part) for group in groups.values() for label, part in split_phases(group)]
+    turned = [part for group in groups.values() for part in _split_orientations(group)]
+    parts = [(label, part) for group in turned for label, part in split_phases(group)]
     parts.sort(key=lambda pair: (-len(pair[1]), pair[0], pair[1][0].sop_instance_uid, pair[1][0].frame))
     found = []
     for index, (label, part) in enumerate(parts, 1):
@@ -147,15 +148,40 @@ def _incomplete_concatenations(headers: Sequence[Header]) -> dict[str, str]:
     return found
 
 
-def _nearest(values: tuple[float, ...] | None, seen: list[tuple[float, ...]]) -> int:
-    """Index of an orientation or spacing among those seen so far, within 1e-3 a component; -1 when absent."""
+_SAME = 1e-3
+"""Orientations and spacings that differ by no more in any component are one."""
+_NEARLY_SAME = 0.01
+"""Orientations that differ by no more (half a degree) may be one scan's, whose orientation jitters from slice to slice."""
+
+
+def _nearest(values: tuple[float, ...] | None, seen: list[tuple[float, ...]], tolerance: float) -> int:
+    """Index of an orientation or spacing among those seen so far, within a tolerance a component; -1 when absent."""
     if values is None:
         return -1
     for index, anchor in enumerate(seen):
-        if max(abs(a - b) for a, b in zip(anchor, values, strict=True)) <= 1e-3:
+        if max(abs(a - b) for a, b in zip(anchor, values, strict=True)) <= tolerance:
             return index
     seen.append(values)
     return len(seen) - 1
+
+
+def _split_orientations(pieces: list[Slice]) -> list[list[Slice]]:
+    """Split slices of nearly one orientation into scans that lie one above another, each of one orientation.
+
+    Slices of several orientations that lie between each other are one scan. To take those of one orientation alone would
+    report on a part of the slices as if it were all; `geometry.plan` averages the orientations or refuses them.
+    """
+    seen: list[tuple[float, ...]] = []
+    parts: dict[int, list[Slice]] = {}
+    for piece in pieces:
+        parts.setdefault(_nearest(piece.orientation, seen, _SAME), []).append(piece)
+    if len(parts) == 1 or min(map(len, parts.values())) < 3 or any(piece.position is None for piece in pieces):
+        return [pieces]
+    normal = _normal(pieces)
+    ranges = sorted((depths[0], depths[-1]) for depths in (_depths(part, normal) for part in parts.values()))
+    if any(after[0] < before[1] for before, after in pairwise(ranges)):
+        return [pieces]
+    return list(parts.values())
 
 
 _MOST_ACQUISITIONS = 8
@@ -193,9 +219,10 @@ def split_phases(pieces: Sequence[Slice]) -> list[tuple[str, list[Slice]]]:
     pieces = sorted(pieces, key=lambda piece: (piece.sop_instance_uid, piece.frame, str(piece.path)))
     if any(piece.position is None or piece.orientation is None for piece in pieces):
         return [("", pieces)]
-    crowd = _most_at_one_position(pieces)
+    normal = _normal(pieces)
+    crowd = _most_at_one_position(pieces, normal)
     if crowd == 1:
-        found = (_split_scans(pieces, name, words) for name, words in _PHASES if name != _WITHIN_ONE_SCAN)
+        found = (_split_scans(pieces, normal, name, words) for name, words in _PHASES if name != _WITHIN_ONE_SCAN)
         return next(filter(None, found), [("", pieces)])
     for name, words in _PHASES:
         parts: dict[object, list[Slice]] = {}
@@ -203,7 +230,7 @@ def split_phases(pieces: Sequence[Slice]) -> list[tuple[str, list[Slice]]]:
             parts.setdefault(getattr(piece, name), []).append(piece)
         if not 1 < len(parts) <= max(2, crowd * 2):
             continue
-        if all(_most_at_one_position(part) < crowd for part in parts.values()):
+        if all(_most_at_one_position(part, normal) < crowd for part in parts.values()):
             ordered = sorted(parts.items(), key=lambda item: str(item[0]))
             return [
                 (f"{words} {index}" + (f", {label}" if label else ""), rest)
@@ -213,19 +240,23 @@ def split_phases(pieces: Sequence[Slice]) -> list[tuple[str, list[Slice]]]:
     return [("", pieces)]
 
 
-def _most_at_one_position(pieces: Sequence[Slice]) -> int:
-    depths = _depths(pieces)
+def _most_at_one_position(pieces: Sequence[Slice], normal: geometry.Vector) -> int:
+    depths = _depths(pieces, normal)
     starts = np.flatnonzero(np.diff(depths, prepend=-math.inf) > 0.01)
     return int(np.diff(starts, append=len(depths)).max())
 
 
-def _depths(pieces: Sequence[Slice]) -> geometry.Vector:
-    orientation = np.array(pieces[0].orientation)
-    normal = np.cross(orientation[:3], orientation[3:])
+def _depths(pieces: Sequence[Slice], normal: geometry.Vector) -> geometry.Vector:
     return np.sort(np.array([piece.position for piece in pieces]) @ normal)
 
 
-def _split_scans(pieces: list[Slice], name: str, words: str) -> list[tuple[str, list[Slice]]]:
+def _normal(pieces: Sequence[Slice]) -> geometry.Vector:
+    """Normal of the slices' mean orientation."""
+    column_axis, row_axis = np.split(np.mean(sorted(piece.orientation or () for piece in pieces), axis=0), 2)
+    return np.cross(column_axis, row_axis)
+
+
+def _split_scans(pieces: list[Slice], normal: geometry.Vector, name: str, words: str) -> list[tuple[str, list[Slice]]]:
     """Split slices, none at one position, whose scans lie in each other's gaps or far apart; [] when they do not.
 
     `name` is the field of a slice that tells scans apart. Two breath-holds that overlap must not be interleaved into one
@@ -237,7 +268,7 @@ def _split_scans(pieces: list[Slice], name: str, words: str) -> list[tuple[str, 
         parts.setdefault(getattr(piece, name), []).append(piece)
     if not 1 < len(parts) <= _MOST_ACQUISITIONS or min(map(len, parts.values())) < 3:
         return []
-    ranges = sorted((_depths(part) for part in parts.values()), key=lambda depths: (depths[0], depths[-1]))
+    ranges = sorted((_depths(part, normal) for part in parts.values()), key=lambda depths: (depths[0], depths[-1]))
     overlap = any(after[0] < before[-1] for before, after in pairwise(ranges))
     regular = all(np.ptp(np.diff(depths)) <= _SAME_STEP_MM for depths in ranges)
     apart = max(float(after[0] - before[-1]) for before, after in pairwise(ranges))
