@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydicom.uid import JPEGLSLossless
 
 from tests.imaging import synthetic
 from tests.imaging.synthetic import Field, Scan
@@ -92,15 +93,69 @@ def test_an_empty_file_is_refused_as_such(tmp_path: Path) -> None:
         read_header(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("start", [132, "dataset"])
-def test_an_object_without_the_prefix_of_dicom_files_is_refused_with_what_to_do(
-    start: int | str, tmp_path: Path
+def without_prefix(data: bytes) -> bytes:
+    return data[132:]
+
+
+def without_meta(data: bytes) -> bytes:
+    """A file whose prefix the dataset follows at once; the first element of file meta says how long the rest of it is."""
+    return data[:132] + data[144 + int.from_bytes(data[140:144], "little") :]
+
+
+def without_either(data: bytes) -> bytes:
+    return without_meta(data)[132:]
+
+
+def without_syntax(data: bytes) -> bytes:
+    """A file whose transfer syntax is empty."""
+    at = data.index(b"\x02\x00\x10\x00UI") + 8
+    length = int.from_bytes(data[at - 2 : at], "little")
+    return data[:at] + bytes(length) + data[at + length :]
+
+
+STRIPPED = [
+    (strip, syntax)
+    for strip in (without_prefix, without_meta, without_either, without_syntax)
+    for syntax in (synthetic.ExplicitVRLittleEndian, synthetic.ImplicitVRLittleEndian, synthetic.ExplicitVRBigEndian)
+    if (strip, syntax)
+    != (without_syntax, synthetic.ExplicitVRBigEndian)  # pydicom takes an empty syntax as little endian
+]
+
+
+@pytest.mark.filterwarnings("ignore:Expected explicit VR, but found implicit VR")
+@pytest.mark.parametrize(("strip", "syntax"), STRIPPED)
+def test_objects_without_the_head_of_dicom_files_are_read_as_any_other(
+    strip: Callable[[bytes], bytes], syntax: str, tmp_path: Path
 ) -> None:
-    path = synthetic.write(Scan(depths=(0.0,)), tmp_path)[0]
-    data = path.read_bytes()
-    path.write_bytes(data[start if isinstance(start, int) else data.index(b"\x08\x00\x08\x00CS") :])
-    with pytest.raises(InvalidObjectError, match=r"lacks the DICM prefix .* dcmtk's dcmconv\."):
+    scan = Scan(syntax=syntax)
+    for path in synthetic.write(scan, tmp_path):
+        path.write_bytes(strip(path.read_bytes()))
+    found = volumes(tmp_path)
+
+    assert found.unreadable == ()
+    assert synthetic.largest_error(found.volumes[0], scan.known) <= 0.51
+
+
+@pytest.mark.parametrize("strip", [without_meta, without_either, without_syntax])
+def test_compressed_pixels_without_a_transfer_syntax_are_refused_and_not_guessed(
+    strip: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    path = synthetic.write(Scan(depths=(0.0,), syntax=JPEGLSLossless), tmp_path)[0]
+    path.write_bytes(strip(path.read_bytes()))
+    with pytest.raises(InvalidObjectError, match="names no transfer syntax for its compressed pixels"):
         read_header(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("start", [b"\x08\x00", b"\x02\x00", b"\x00\x08"])
+def test_a_file_that_only_begins_like_a_dicom_object_is_none(start: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "other"
+    chance = random.Random(5)
+    for length in (2, 6, 40, 3000):
+        for _ in range(20):
+            path.write_bytes(start + chance.randbytes(length))
+            with pytest.raises(InvalidObjectError):
+                read_header(path)
 
 
 IDENTIFIERS = (

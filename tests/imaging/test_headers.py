@@ -5,6 +5,7 @@ import traceback
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 from pydicom.errors import BytesLengthException
@@ -132,6 +133,28 @@ def test_nothing_of_a_patient_shows_in_the_representation_of_a_header(tmp_path: 
     header = read_header(synthetic.write(scan, tmp_path / "CANARY-3")[0])
 
     assert "CANARY" not in repr(header)
+
+
+@pytest.mark.filterwarnings("ignore:Expected (ex|im)plicit VR, but found")
+@pytest.mark.parametrize(
+    ("named", "written"), [("1.2.840.10008.1.2.1", "1.2.840.10008.1.2"), ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")]
+)
+def test_pixels_are_found_where_they_are_although_the_file_names_the_other_encoding(
+    named: str, written: str, tmp_path: Path
+) -> None:
+    scan = Scan(syntax=written)
+    ds = synthetic.dataset(scan, 0.0, synthetic.new_uids(), 1)
+    ds.DataSetTrailingPadding = bytes(16)  # so that reading too late would find enough bytes
+    path = synthetic.save(ds, tmp_path / "slice", written)
+    data = path.read_bytes()
+    at = data.index(b"\x02\x00\x10\x00UI") + 6
+    end = at + 2 + int.from_bytes(data[at : at + 2], "little")
+    value = named.encode() + b"\0" * (len(named) % 2)
+    path.write_bytes(data[:at] + len(value).to_bytes(2, "little") + value + data[end:])
+    (piece,) = read_header(path).slices
+
+    with pixels.PixelFile(path, piece.pixels) as file:
+        assert np.array_equal(pixels.stored_values(piece, file), scan.stored(0.0))
 
 
 def test_reading_a_header_does_not_read_the_pixels(tmp_path: Path) -> None:

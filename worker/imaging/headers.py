@@ -13,6 +13,7 @@ from pydicom.dataset import FileDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset
 from pydicom.tag import Tag
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from worker.core.errors import InvalidObjectError, StoreUnavailableError
 from worker.imaging import deflated, slices
@@ -38,6 +39,10 @@ _TAGS = tuple(map(Tag, _KEYWORDS))
 _LOSSY = frozenset(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 53, 55))
 """Transfer syntaxes that are never without loss, whatever the header says."""
 _DICOMDIR = "1.2.840.10008.1.3.10"
+_STORAGE_CLASSES = "1.2.840.10008.5.1.4."
+"""Start of the UIDs of what can be stored (PS3.4 B.5 and I.4)."""
+_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
+"""First bytes of objects without the prefix of DICOM files: file meta information, or a dataset of either byte order."""
 _FLOAT_PIXEL_DATA, _PIXEL_DATA = 0x7FE00008, 0x7FE00010
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _MALFORMED = (
@@ -106,6 +111,9 @@ class Unreadable:
 def read_header(path: Path | str) -> Header:
     """Read one DICOM file up to its pixels.
 
+    An object written without the prefix of DICOM files, or without file meta information, is read too, as old archives and
+    research have them; its transfer syntax shows in its bytes unless its pixels are compressed.
+
     Raises InvalidObjectError when the file is no DICOM object or ends before its pixel data begin, StoreUnavailableError
     when it cannot be opened.
     """
@@ -134,10 +142,10 @@ def _foreign(path: Path) -> str:
     packed = next((name for first, name in _PACKED.items() if start.startswith(first)), "")
     if packed or start.endswith(b"ustar"):
         return f"The file is packed ({packed or 'tar'}). Unpack it."
-    if start[:2] in (b"\x02\x00", b"\x08\x00"):
+    if start[:2] in _FIRST_GROUPS:
         return (
-            "The file lacks the DICM prefix and perhaps the file meta information of DICOM files (PS3.10 7.1). "
-            "Write it again as a DICOM file, for example with dcmtk's dcmconv."
+            "The file has no DICM prefix (PS3.10 7.1) and holds no DICOM object without it. Take it out of the study, or "
+            "write it again as a DICOM file, for example with dcmtk's dcmconv."
         )
     return "The file is not DICOM: it has no DICM prefix. Take it out of the study."
 
@@ -172,8 +180,9 @@ class _DeflatedError(Exception):
 
 def _read(path: Path, file: BinaryIO) -> Header:
     deflated_from: int | None = None
+    bare = _is_bare(file)
     try:
-        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
+        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS), force=bare)
     except _DeflatedError:
         deflated_from = file.tell()
         file = io.BytesIO(deflated.inflate(path, deflated_from, 0, _LONGEST_DEFLATED_HEADER))
@@ -184,6 +193,11 @@ def _read(path: Path, file: BinaryIO) -> Header:
                 "Send it in another transfer syntax."
             ) from None
     values = Values(dataset)
+    if not values.text("SOPClassUID").startswith(_STORAGE_CLASSES):
+        if bare:
+            raise InvalidDicomError
+        if not dataset.file_meta.get("TransferSyntaxUID"):
+            raise InvalidObjectError(_NO_ELEMENTS)
     stored_class = str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
     if stored_class == _DICOMDIR:
         raise InvalidObjectError("The file is a DICOMDIR: it lists other files and is no object of a study.")
@@ -219,6 +233,13 @@ def _read(path: Path, file: BinaryIO) -> Header:
     )
 
 
+def _is_bare(file: BinaryIO) -> bool:
+    """Whether a file begins as a DICOM object without the prefix of DICOM files does."""
+    start = file.read(132)
+    file.seek(0)
+    return start[:2] in _FIRST_GROUPS and not start.endswith(b"DICM")
+
+
 def _inflated_dataset(path: Path, inflated: BinaryIO) -> FileDataset:
     """The elements of an inflated dataset up to its pixels; leaves `inflated` there."""
     elements = read_dataset(
@@ -234,16 +255,17 @@ def _inflated_dataset(path: Path, inflated: BinaryIO) -> FileDataset:
 
 def _locate_pixels(dataset: FileDataset, values: Values, file: BinaryIO, deflated_from: int | None) -> Pixels | None:
     """Find Pixel Data behind the header just read; None when the object has none."""
-    syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
-    if not syntax:
-        raise InvalidObjectError("The file names no transfer syntax. Send the object again.")
     rows, columns = values.short("Rows"), values.short("Columns")
-    implicit, little = dataset.original_encoding
-    element = _element_at(file, bool(implicit), bool(little))
+    little = bool(dataset.original_encoding[1])
+    element = _element_at(file, little)
     if element is None or not rows or not columns:
         return None
     offset, size = element
     encapsulated = size == _UNDEFINED_LENGTH
+    syntax = str(dataset.file_meta.get("TransferSyntaxUID") or "")
+    if not syntax and encapsulated:
+        raise InvalidObjectError("The file names no transfer syntax for its compressed pixels. Send the object again.")
+    syntax = syntax or (ExplicitVRLittleEndian if little else ExplicitVRBigEndian)  # implicit VR stores pixels alike
     bits_stored = values.short("BitsStored") or values.short("BitsAllocated") or 16
     high_bit = values.short("HighBit")
     return Pixels(
@@ -263,11 +285,16 @@ def _locate_pixels(dataset: FileDataset, values: Values, file: BinaryIO, deflate
     )
 
 
-def _element_at(file: BinaryIO, implicit: bool, little: bool) -> tuple[int, int] | None:
-    """Offset and length of the Pixel Data element that starts at the file's position; None at the end of the file."""
+def _element_at(file: BinaryIO, little: bool) -> tuple[int, int] | None:
+    """Offset and length of the Pixel Data element that starts at the file's position; None at the end of the file.
+
+    Whether it names its VR shows in its bytes, whatever the transfer syntax says: read as a length, all these VRs are odd,
+    and no length is.
+    """
     order = "<" if little else ">"
     start = file.tell()
     head = file.read(12)
+    implicit = head[4:6] not in (b"OB", b"OW", b"UN")
     if len(head) < 8 or (len(head) < 12 and not implicit):
         return None
     group, element = struct.unpack_from(order + "HH", head)
