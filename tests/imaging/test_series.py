@@ -355,6 +355,8 @@ def test_no_reason_and_no_refusal_repeats_what_a_sender_wrote(a_study: Study) ->
     [
         {"preferences": ("prettiest",)},
         {"reported_regions": ("toe",)},
+        {"kernels": ("sfot",)},
+        {"never_descriptions": ("([",)},
         {"minimum_slices": 1},
         {"same_position_mm": 1.0},
         {"maximum_gap_mm": 0.0},

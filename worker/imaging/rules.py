@@ -1,5 +1,6 @@
 """What makes a series worth reporting and a geometry trustworthy, as data."""
 
+import re
 from dataclasses import dataclass
 
 from worker.core.errors import SettingsError
@@ -14,6 +15,9 @@ PREFERENCES = (
     "most_slices",
 )
 """Names a preference table may hold; `series.py` has one comparison for each."""
+
+KERNELS = ("soft", "unknown", "lung", "bone")
+"""Classes of reconstruction kernel, as `kernels.kernel_class` names them."""
 
 REGIONS = ("head", "neck", "chest", "abdomen", "pelvis", "spine", "limb")
 """Body regions, from head to foot."""
@@ -34,7 +38,7 @@ class ImagingRules:
     """The series whose slice thickness is nearest wins; of two equally near, the thinner."""
     preferences: tuple[str, ...] = PREFERENCES
     """What decides between two series of one region, most important first."""
-    kernels: tuple[str, ...] = ("soft", "unknown", "lung", "bone")
+    kernels: tuple[str, ...] = KERNELS
     """Classes of reconstruction kernel, best first."""
     reported_regions: tuple[str, ...] = REGIONS
     """Regions this site reports; a series known to show none of them is not chosen."""
@@ -131,6 +135,14 @@ class ImagingRules:
         unknown = [name for name in self.reported_regions if name not in REGIONS]
         if unknown:
             raise SettingsError(f"reported_regions: {unknown} unknown; allowed are {list(REGIONS)}")
+        unknown = [name for name in self.kernels if name not in KERNELS]
+        if unknown:
+            raise SettingsError(f"kernels: {unknown} unknown; allowed are {list(KERNELS)}")
+        for pattern in self.never_descriptions:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise SettingsError(f"never_descriptions: {pattern!r} is no regular expression: {error}") from None
         if self.minimum_slices < 2:
             raise SettingsError("minimum_slices: a volume has at least 2 slices")
         if self.uniform_mm <= self.same_position_mm or self.same_position_mm <= 0:
