@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,6 +81,23 @@ def test_several_volumes_get_a_number_each_the_main_one_first(folder: Path, tmp_
     assert sorted(path.name for path in tmp_path.glob("*.nii")) == ["out_1.nii", "out_2.nii"]
 
 
+def test_writing_one_volume_touches_no_other_file(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out_1.nii").write_text("of an earlier run")
+    report_of(folder, tmp_path / "out.nii")
+
+    assert (tmp_path / "out_1.nii").read_text() == "of an earlier run"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out.nii", "out_1.nii"]
+
+
+def test_names_of_any_bytes_are_told_and_control_no_terminal(folder: Path) -> None:
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff\x1b[31m.dcm")).write_text("no image")
+    result = CliRunner(charset="utf-8").invoke(app, ["volume", str(folder), "--json"])
+
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["unreadable"][1]["file"] == "\\udcff\x1b[31m.dcm"
+    assert "\x1b" not in mu2_volume(folder).stderr
+
+
 def test_without_json_the_choice_is_a_table_and_notes_go_to_stderr(folder: Path) -> None:
     result = mu2_volume(folder)
 
@@ -138,6 +156,10 @@ def test_nothing_a_sender_wrote_in_words_shows(folder: Path) -> None:
         assert "CANARY" not in result.output
 
 
-@pytest.mark.parametrize("arguments", [("gone",), (".", "out.mha"), (".", "gone/out.nii")])
-def test_wrong_usage_ends_with_exit_code_2(arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("arguments", [("gone",), (".", "out.mha"), (".", "gone/out.nii"), (".", "folder.nii")])
+def test_wrong_usage_ends_with_exit_code_2(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.nii").mkdir()
     assert mu2_volume(*arguments).exit_code == 2

@@ -1,12 +1,15 @@
 """`mu2 volume`: any folder of DICOM files to Hounsfield volumes, without a database."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from worker.cli.terminal import Json, note, print_facts, print_json, print_table
+from worker.cli.terminal import Json, note, print_facts, print_json, print_table, show
 
 if TYPE_CHECKING:
     from worker.core.errors import FinalError
@@ -36,6 +39,8 @@ def volume_command(
 
     if out is not None and not out.name.endswith(_ENDINGS):
         raise typer.BadParameter("the file's name ends in .nii or .nii.gz", param_hint="OUT")
+    if out is not None and out.is_dir():
+        raise typer.BadParameter("it is a folder; name a file", param_hint="OUT")
     if out is not None and not out.parent.is_dir():
         raise typer.BadParameter("the folder it shall lie in is not there; make it first", param_hint="OUT")
     logs.configure("cli", "error")  # pydicom's warnings quote the bytes they stumble over
@@ -44,23 +49,53 @@ def volume_command(
     volumes: list[dict[str, Any]] = []
     verdicts: list[dict[str, Any]] = []
     refusals: list[dict[str, Any]] = [] if found else [_refusal("", series.choose([], rules).refusal())]
-    for study_uid, members in series.studies(found):
-        made, facts = _made(members, rules, out, first=len(volumes) + 1)
-        verdicts.extend({"study_uid": study_uid, **_told(verdict)} for verdict in made.verdicts)
-        volumes.extend({"study_uid": study_uid, **fact} for fact in facts)
-        if made.refusal is not None:
-            refusals.append(_refusal(study_uid, made.refusal))
-    if out is not None and len(volumes) == 1:
-        volumes[0]["file"] = volumes[0]["file"].rename(out)
+    with _staged(out) as unfinished:
+        for study_uid, members in series.studies(found):
+            made, facts = _made(members, rules, unfinished, first=len(volumes) + 1)
+            verdicts.extend({"study_uid": study_uid, **_told(verdict)} for verdict in made.verdicts)
+            volumes.extend({"study_uid": study_uid, **fact} for fact in facts)
+            if made.refusal is not None:
+                refusals.append(_refusal(study_uid, made.refusal))
+        if out is not None:
+            _name_files(volumes, out)
     report = {
         "volumes": volumes,
         "series": verdicts,
         "refusals": refusals,
-        "unreadable": [{"file": bad.path.relative_to(folder), "reason": bad.reason} for bad in unreadable],
+        "unreadable": [{"file": _legible(bad.path.relative_to(folder)), "reason": bad.reason} for bad in unreadable],
     }
     _tell(report, as_json)
     if refusals:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _staged(out: Path | None) -> Iterator[Path | None]:
+    """A name in a folder beside OUT for what is under way: how many volumes there are decides the names, and comes last."""
+    if out is None:
+        yield None
+        return
+    from worker.core.errors import StoreUnavailableError
+
+    try:
+        folder = tempfile.TemporaryDirectory(dir=out.parent, prefix=".volumes-")
+    except OSError as error:
+        raise StoreUnavailableError.of("the NIfTI file cannot be written", error) from error
+    with folder as name:
+        yield Path(name, out.name)
+
+
+def _name_files(volumes: list[dict[str, Any]], out: Path) -> None:
+    """Gives finished files their names: OUT itself, or OUT with a number each."""
+    from worker.imaging import nifti
+
+    for number, volume in enumerate(volumes, 1):
+        volume["file"] = volume["file"].replace(out if len(volumes) == 1 else nifti.numbered(out, number))
+
+
+def _legible(path: Path) -> str:
+    """A file's name as text, whatever bytes it is made of."""
+    return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _made(
@@ -153,7 +188,7 @@ def _tell(report: dict[str, list[dict[str, Any]]], as_json: bool) -> None:
             }
         )
     for bad in report["unreadable"][:_MOST_NOTES]:
-        note(f"{bad['file']}: {bad['reason']}")
+        note(f"{show(bad['file'])}: {bad['reason']}")
     if len(report["unreadable"]) > _MOST_NOTES:
         note(
             f"and {len(report['unreadable']) - _MOST_NOTES} more files that are no objects of a study; --json names them"
