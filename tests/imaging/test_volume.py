@@ -420,3 +420,9 @@ def test_slices_thinner_than_their_distance_are_said(tmp_path: Path) -> None:
     )
 
     assert built.repairs == ("slices 1 mm thick every 10.0 mm: the tissue between was not imaged",)
+
+
+def test_a_scan_that_lost_every_second_slice_says_that_tissue_was_not_imaged(tmp_path: Path) -> None:
+    built = build(Scan(depths=tuple(5.0 * index for index in range(14)), known=Field(gradient=(3, 5, -5))), tmp_path)
+
+    assert built.repairs == ("slices 2.5 mm thick every 5.0 mm: the tissue between was not imaged",)

@@ -23,6 +23,8 @@ AIR_HU = -1024.0
 _NOTHING = 1e-6
 _BAND_ROWS = 32
 _COARSE_HU = 2.5
+_SPARSE = 1.5
+"""Slices farther apart than this many times their thickness are sparse; of a scan that lost every second one, too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +107,7 @@ def build(slices: Sequence[Slice], rules: ImagingRules) -> Volume:
     if max(steps) > _COARSE_HU:
         repairs.append(f"stored values are {max(steps):.0f} HU apart, so faint contrast is lost")
     apart = grid.spacing_mm[0]
-    if first.thickness_mm and apart > 2 * first.thickness_mm:
+    if first.thickness_mm and apart > _SPARSE * first.thickness_mm:
         repairs.append(
             f"slices {first.thickness_mm:g} mm thick every {apart:.1f} mm: the tissue between was not imaged"
         )
