@@ -5,7 +5,7 @@ import sqlalchemy as sa
 from tests.cli.conftest import Terminal
 from tests.cli.test_retention import files, rows, with_files
 from tests.core import builders
-from worker.core import arrivals, discard, editing, outbox, studies
+from worker.core import accounts, arrivals, discard, editing, outbox, studies
 from worker.core.errors import StateError
 from worker.core.records import (
     Attempt,
@@ -16,10 +16,12 @@ from worker.core.records import (
     Message,
     Report,
     ReportVersion,
+    Role,
     Series,
     Stage,
     Study,
 )
+from worker.core.review_records import Authentication
 
 
 def mixed(terminal: Terminal, uid: str) -> list[arrivals.Arrival]:
@@ -112,6 +114,17 @@ def test_a_message_on_its_way_keeps_its_study(terminal: Terminal) -> None:
     refused(terminal, "on its way")
 
 
+def test_password_that_was_typed_and_signed_nothing_keeps_no_study(terminal: Terminal) -> None:
+    version_id = builders.drafted(terminal.database)
+    with terminal.database.write() as session:
+        study_id = session.get_one(ReportVersion, version_id).report.study_id
+        user = accounts.add(session, username="reader", role=Role.RADIOLOGIST, password="correct horse battery")
+    accounts.prove_by_password(terminal.database, user.id, "correct horse battery", accounts.Lockout(5, 15), study_id)
+    with_files(terminal)
+    terminal.run("study", "discard", study_id, "--yes")
+    assert [rows(terminal, table) for table in (Study, Authentication)] == [0, 0]
+
+
 def test_every_table_that_hangs_on_a_study_is_thought_of(terminal: Terminal) -> None:
     builders.drafted(terminal.database)
     hanging = {"studies"}
@@ -120,7 +133,7 @@ def test_every_table_that_hangs_on_a_study_is_thought_of(terminal: Terminal) -> 
             hanging.add(table.name)
     with terminal.database.read() as session:
         removed = {statement.table.name for statement in discard.deletions(session, only(terminal))}
-    assert hanging - removed == {"signatures", "authentications"}  # who has those is never removed
+    assert hanging - removed == {"signatures"}  # who has those is never removed
 
 
 def only(terminal: Terminal) -> str:

@@ -140,7 +140,14 @@ def prove(session: Session, user_id: str, version_id: str) -> None:
     """A used-up proof that this person was there to sign this version."""
     at = studies.now()
     session.add(
-        Authentication(user_id=user_id, method=AuthenticationMethod.PASSWORD, at=at, used_at=at, version_id=version_id)
+        Authentication(
+            user_id=user_id,
+            study_id=session.get_one(ReportVersion, version_id).report.study_id,
+            method=AuthenticationMethod.PASSWORD,
+            at=at,
+            used_at=at,
+            version_id=version_id,
+        )
     )
     session.flush()
 

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from worker.core import schema
 from worker.core.database import Database
 from worker.core.records import new_id
+from worker.core.review_records import Authentication
 
 AT = datetime(2026, 3, 31, 8, 0, tzinfo=UTC)
 PLAIN: dict[type, Any] = {str: "", int: 1, datetime: AT, bytes: b"MSH|", bool: False}
@@ -48,8 +49,8 @@ def ids() -> Iterator[str]:
         yield new_id().replace("-", "")
 
 
-def messages_at_0003(database: Database, *states: str) -> None:
-    """One report version with a message for a destination of its own in each state."""
+def messages_at_0003(database: Database, *states: str) -> tuple[str, str]:
+    """One report version with a message for a destination of its own in each state; ids of its study and itself."""
     study, report, version = next(ids()), next(ids()), next(ids())
     insert(database, "studies", id=study, study_instance_uid="2.25.1", status="drafted")
     insert(database, "reports", id=report, study_id=study, state="ai_draft")
@@ -74,6 +75,7 @@ def messages_at_0003(database: Database, *states: str) -> None:
             state=state,
             sent_at=None if state == "pending" else AT,
         )
+    return study, version
 
 
 def test_messages_survive_and_those_that_were_sent_are_in_doubt(old: Database) -> None:
@@ -107,3 +109,27 @@ def test_studies_survive_with_all_that_refers_to_them_and_say_nothing_of_their_o
             )
         ).all()
     assert [tuple(row) for row in rows] == [("2.25.1", "", "", "C1")]
+
+
+def test_used_proof_says_which_study_it_signed_and_an_unused_one_goes(old: Database) -> None:
+    study, version = messages_at_0003(old)
+    user = next(ids())
+    insert(old, "users", id=user, username="reader", role="radiologist")
+    for used in (version, None):
+        insert(
+            old,
+            "authentications",
+            id=next(ids()),
+            user_id=user,
+            method="password",
+            at=AT,
+            version_id=used,
+            used_at=None if used is None else AT,
+        )
+    schema.upgrade(old)
+    with old.read() as session:
+        (kept,) = session.scalars(sa.select(Authentication))
+        assert (kept.study_id.replace("-", ""), kept.version_id is not None) == (study, True)
+    for change in ("UPDATE authentications SET used_at = NULL, version_id = NULL", "DELETE FROM authentications"):
+        with pytest.raises(DBAPIError, match="was used cannot be changed"), old.write() as session:
+            session.execute(sa.text(change))

@@ -1,5 +1,6 @@
 """The working copy: what readers do with sentences, and that nobody's text is lost."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,41 @@ def test_conflict_is_settled_by_its_author(desk: Desk, take: bool, stands: str) 
     assert desk.row(0).text == stands
     with desk.database.read() as session:
         assert editing.conflicts(session, desk.copy_id, desk.two.user_id) == []
+
+
+def on_page(reader: Reader, page: str, sequence: int) -> Reader:
+    """The reader at one page, sending its request of this number."""
+    return replace(reader, page=page, sequence=sequence)
+
+
+@pytest.mark.parametrize("arriving", [(1, 2), (2, 1)], ids=["the answer was lost", "the network turned them around"])
+def test_page_that_overtakes_itself_is_no_conflict_and_the_last_written_stands(
+    desk: Desk, arriving: tuple[int, int]
+) -> None:
+    for sequence in arriving:
+        desk.change(on_page(desk.one, "a", sequence), 0, 1, text=f"Written {sequence}.")
+    assert desk.row(0).text == "Written 2."
+    with desk.database.read() as session:
+        assert editing.conflicts(session, desk.copy_id, desk.one.user_id) == []
+        assert {e.text for e in session.scalars(sa.select(SentenceEdit))} == {"Written 1.", "Written 2."}
+
+
+def test_words_that_were_taken_back_do_not_come_back_late(desk: Desk) -> None:
+    desk.change(on_page(desk.one, "a", 2), 0, 1, text=SENTENCES[0].text)
+    desk.change(on_page(desk.one, "a", 1), 0, 1, text="Thought better of.")
+    assert desk.row(0).text == SENTENCES[0].text
+
+
+@pytest.mark.parametrize("who", ["one", "two"])
+def test_page_that_did_not_see_what_another_page_wrote_is_in_conflict(desk: Desk, who: str) -> None:
+    desk.change(on_page(desk.one, "a", 1), 0, 1, text="At the first page.")
+    desk.change(on_page(getattr(desk, who), "b", 1), 0, 2, text="At the second page.")
+    late = desk.change(on_page(desk.one, "a", 2), 0, 1, text="At the first page, later.")
+    assert not late.applied
+    assert desk.row(0).text == "At the second page."
+    with desk.database.read() as session:
+        (lost,) = editing.conflicts(session, desk.copy_id, desk.one.user_id)
+        assert lost.text == "At the first page, later."
 
 
 def test_every_change_is_on_record(desk: Desk) -> None:

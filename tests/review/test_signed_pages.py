@@ -170,6 +170,17 @@ def test_nobody_signs_over_words_of_their_own_that_lost_to_another_reader(
         second.act(at, act="edit", revision=seen, text="From the second.")
         for act in ("sign", "preliminary"):
             answer = second.act(f"/studies/{study_id}/{act}", revision=revision, password=PASSWORD)
-            assert answer.status_code == 409 and "take your words or leave theirs" in answer.text
+            assert answer.status_code == 409 and "take your words or leave the others" in answer.text
     assert state_of(here, study_id) is ReportState.AI_DRAFT
     assert reader.act(f"/studies/{study_id}/sign", revision=revision, password=PASSWORD).status_code == 200
+
+
+def test_reader_in_two_windows_is_not_told_that_it_was_somebody_else(here: Department, reader: Reader) -> None:
+    study_id = here.drafted(slices=2)
+    card = card_ids(reader.get(f"/studies/{study_id}").text)[0]
+    at = f"/studies/{study_id}/sentences/{card}"
+    for page in ("a" * 32, "b" * 32):
+        reader.headers["X-Page"] = page
+        text = reader.act(at, act="edit", revision=1, text=f"In window {page[0]}.").text
+    assert "another window" in text and "Somebody else" not in text
+    assert "In window a." in text and "In window b." in text

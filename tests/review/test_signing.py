@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from sqlalchemy.exc import DBAPIError
 
-from tests.core.builders import claimed, destination, draft, render
+from tests.core.builders import claimed, destination, draft, received, render
 from tests.review.builders import PASSWORD, SENTENCES, department
 from worker.core import accounts, audit, editing, outbox, reports, signing, studies
 from worker.core.database import Database
@@ -49,6 +49,7 @@ class Ward:
                 id=new_id(),
                 **{
                     "user_id": self.users[role].id,
+                    "study_id": self.study_id,
                     "method": AuthenticationMethod.PASSWORD,
                     "at": studies.now(),
                     **changes,
@@ -133,6 +134,14 @@ def test_database_refuses_the_signature_of_an_administrator_whatever_they_proved
     ward.proof(Role.ADMIN, used_at=studies.now(), version_id=version.id)
     with pytest.raises(DBAPIError, match="proof of identity"), ward.database.write() as session:
         session.add(signature(version, ward.users[Role.ADMIN]))
+
+
+def test_database_refuses_a_signature_whose_proof_was_made_for_another_study(ward: Ward) -> None:
+    with ward.database.read() as session:
+        version = editing.of_record(session, ward.report_id)
+    ward.proof(study_id=received(ward.database), used_at=studies.now(), version_id=version.id)
+    with pytest.raises(DBAPIError, match="proof of identity"), ward.database.write() as session:
+        session.add(signature(version, ward.users[Role.RADIOLOGIST]))
 
 
 def test_used_proof_cannot_be_changed(ward: Ward) -> None:
@@ -231,6 +240,21 @@ def test_proof_of_somebody_else_does_not_sign(desk_ward: Ward) -> None:
     proof = desk_ward.proof(Role.ADMIN)
     with pytest.raises(SignatureError):
         desk_ward.do(signing.sign, revision=desk_ward.judge_all(), authentication_id=proof)
+
+
+def test_password_typed_for_another_study_does_not_sign(desk_ward: Ward) -> None:
+    proof = accounts.prove_by_password(
+        desk_ward.database,
+        desk_ward.users[Role.RADIOLOGIST].id,
+        PASSWORD,
+        accounts.Lockout(5, 15),
+        received(desk_ward.database),
+    )
+    with pytest.raises(SignatureError):
+        desk_ward.do(signing.sign, revision=desk_ward.judge_all(), authentication_id=proof)
+    desk_ward.signed()
+    with pytest.raises(SignatureError):
+        desk_ward.do(signing.retract, reason="wrong", authentication_id=proof)
 
 
 def test_text_that_changed_since_it_was_shown_is_not_signed(desk_ward: Ward) -> None:
@@ -350,7 +374,9 @@ class AnyOrder(RuleBasedStateMachine):
         self.database = Database(f"sqlite:///{path}")
         self.ward = Ward(self.database, self.folder / str(self.count))
         stale = self.ward.proof(at=studies.now() - timedelta(seconds=500))
-        self.proofs = [new_id(), stale, self.ward.proof(Role.ADMIN), self.ward.proof()]
+        self.elsewhere = received(self.database)
+        foreign = self.ward.proof(study_id=self.elsewhere)
+        self.proofs = [new_id(), stale, foreign, self.ward.proof(Role.ADMIN), self.ward.proof()]
         self.revision = self.ward.judge_all()
 
     def teardown(self) -> None:
@@ -378,13 +404,14 @@ class AnyOrder(RuleBasedStateMachine):
         proof = data.draw(st.sampled_from(self.proofs))
         self.attempt(act, role, revision=self.revision, authentication_id=proof)
 
-    @rule(kind=st.sampled_from(["fresh", "stale", "of somebody else", "invented"]))
+    @rule(kind=st.sampled_from(["fresh", "fresh", "stale", "of somebody else", "for another study", "invented"]))
     def judge_and_sign(self, kind: str) -> None:
         self.judge(Assessment.ACCEPTED)
         proof = {
             "fresh": self.ward.proof,
             "stale": lambda: self.ward.proof(at=studies.now() - timedelta(seconds=500)),
             "of somebody else": lambda: self.ward.proof(Role.ADMIN),
+            "for another study": lambda: self.ward.proof(study_id=self.elsewhere),
             "invented": new_id,
         }[kind]()
         self.attempt(signing.sign, Role.RADIOLOGIST, revision=self.revision, authentication_id=proof)
@@ -445,7 +472,7 @@ class AnyOrder(RuleBasedStateMachine):
                 proof = session.scalars(
                     sa.select(Authentication).where(Authentication.version_id == signature.version_id)
                 ).one()
-                assert proof.user_id == signature.user_id
+                assert (proof.user_id, proof.study_id) == (signature.user_id, self.ward.study_id)
                 assert session.get_one(User, signature.user_id).role is Role.RADIOLOGIST
                 assert signature.signed_at - proof.at <= timedelta(seconds=DESK.fresh_seconds)
             for version in session.scalars(sa.select(ReportVersion)):
@@ -473,7 +500,7 @@ def test_password_makes_the_proof_and_a_wrong_one_does_not(desk_ward: Ward) -> N
     lockout = accounts.Lockout(5, 15)
     user = desk_ward.users[Role.RADIOLOGIST]
     with pytest.raises(AccessError):
-        accounts.prove_by_password(desk_ward.database, user.id, "not the password", lockout)
-    proof = accounts.prove_by_password(desk_ward.database, user.id, PASSWORD, lockout)
+        accounts.prove_by_password(desk_ward.database, user.id, "not the password", lockout, desk_ward.study_id)
+    proof = accounts.prove_by_password(desk_ward.database, user.id, PASSWORD, lockout, desk_ward.study_id)
     desk_ward.do(signing.sign, revision=desk_ward.judge_all(), authentication_id=proof)
     assert desk_ward.state() is ReportState.FINAL

@@ -82,7 +82,7 @@ def _prove(
     )
     lockout = Lockout(settings.review.lockout_failures, settings.review.lockout_minutes)
     try:
-        return user.id, accounts.prove_by_password(database, user.id, typed, lockout)
+        return user.id, accounts.prove_by_password(database, user.id, typed, lockout, study_id)
     except AccessError:
         database.run(
             lambda session: audit.append(

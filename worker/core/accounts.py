@@ -136,19 +136,26 @@ def check_password(database: Database, username: str, password: str, lockout: Lo
 
 
 def prove_by_password(
-    database: Database, user_id: str, password: str, lockout: Lockout, session_id: str | None = None
+    database: Database, user_id: str, password: str, lockout: Lockout, study_id: str, session_id: str | None = None
 ) -> str:
-    """The id of a proof that this person typed the right password just now; raises `AccessError`."""
+    """The id of a proof that this person typed the right password just now for this study; raises `AccessError`."""
     with database.read() as session:
         username = session.get_one(User, user_id).username
     user = check_password(database, username, password, lockout)
-    return database.run(lambda session: _add_proof(session, user.id, AuthenticationMethod.PASSWORD, session_id))
+    return database.run(
+        lambda session: _add_proof(session, user.id, AuthenticationMethod.PASSWORD, study_id, session_id)
+    )
 
 
-def prove_by_oidc(session: Session, user_id: str, session_id: str | None, started_at: datetime, auth_time: int) -> str:
-    """The id of a proof that the provider authenticated this person after `started_at`; raises as `require_fresh`."""
+def prove_by_oidc(
+    session: Session, user_id: str, study_id: str, session_id: str | None, started_at: datetime, auth_time: int
+) -> str:
+    """The id of a proof, for this study, that the provider authenticated this person after `started_at`.
+
+    Raises as `require_fresh`.
+    """
     require_fresh(started_at, auth_time)
-    return _add_proof(session, user_id, AuthenticationMethod.OIDC, session_id)
+    return _add_proof(session, user_id, AuthenticationMethod.OIDC, study_id, session_id)
 
 
 def require_fresh(started_at: datetime, auth_time: int) -> None:
@@ -160,12 +167,15 @@ def require_fresh(started_at: datetime, auth_time: int) -> None:
         raise AccessError("the identity provider did not ask for a new login; sign again, or tell the administrator")
 
 
-def unused_proof(session: Session, user_id: str, session_id: str, fresh_seconds: float) -> Authentication | None:
-    """The newest proof of this login that is fresh and not used up."""
+def unused_proof(
+    session: Session, user_id: str, study_id: str, session_id: str, fresh_seconds: float
+) -> Authentication | None:
+    """The newest proof of this login for this study that is fresh and not used up."""
     return session.scalars(
         sa.select(Authentication)
         .where(
             Authentication.user_id == user_id,
+            Authentication.study_id == study_id,
             Authentication.session_id == session_id,
             Authentication.used_at.is_(None),
             Authentication.at >= studies.now() - timedelta(seconds=fresh_seconds),
@@ -175,8 +185,12 @@ def unused_proof(session: Session, user_id: str, session_id: str, fresh_seconds:
     ).one_or_none()
 
 
-def _add_proof(session: Session, user_id: str, method: AuthenticationMethod, session_id: str | None) -> str:
-    proof = Authentication(id=new_id(), user_id=user_id, method=method, session_id=session_id, at=studies.now())
+def _add_proof(
+    session: Session, user_id: str, method: AuthenticationMethod, study_id: str, session_id: str | None
+) -> str:
+    proof = Authentication(
+        id=new_id(), user_id=user_id, study_id=study_id, method=method, session_id=session_id, at=studies.now()
+    )
     session.add(proof)
     session.flush()
     return proof.id

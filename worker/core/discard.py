@@ -30,7 +30,7 @@ from worker.core.records import (
     Study,
     StudyStatus,
 )
-from worker.core.review_records import Presence
+from worker.core.review_records import Authentication, Presence
 
 _UNDER_WAY = {
     StudyStatus.RECEIVING: "it still arrives; wait until it is complete",
@@ -112,6 +112,7 @@ def deletions(session: Session, study_id: str) -> list[sa.Delete]:
     report_id = session.scalar(sa.select(Report.id).where(Report.study_id == study_id))
     return [
         *(retention.report_deletions(report_id) if report_id is not None else []),
+        sa.delete(Authentication).where(Authentication.study_id == study_id),  # used ones have a signed report
         sa.delete(Presence).where(Presence.study_id == study_id),
         sa.delete(TrainingConsent).where(TrainingConsent.study_id == study_id),
         sa.delete(Attempt).where(Attempt.study_id == study_id),

@@ -1,8 +1,10 @@
 """The working copy: readers accept, edit, reject and add sentences; every change is kept and nobody's text is lost.
 
 A copy starts from one version of a report and is open until it becomes another. A change names the revision of the
-sentence that its author saw; when somebody else was quicker, the change is kept as a conflict and shown to its author
-beside the text that stands. Nothing here signs, and nothing here makes a report preliminary.
+sentence that its author saw; when somebody else, or the same person in another window, was quicker, the change is kept as
+a conflict and shown to its author beside the text that stands. What one page sent is never in conflict with itself: the
+network may lose an answer or turn two requests around, so the page numbers them, and the last one written stands. Nothing
+here signs, and nothing here makes a report preliminary.
 """
 
 from collections.abc import Sequence
@@ -23,15 +25,17 @@ EDITABLE_STATES = frozenset({ReportState.AI_DRAFT, ReportState.PRELIMINARY})
 
 @dataclass(frozen=True)
 class Reader:
-    """Who acts, and from which address; the audit keeps both."""
+    """Who acts, and from which address (the audit keeps both); from which page, and which of its requests this is."""
 
     user_id: str
     origin: str = ""
+    page: str = ""
+    sequence: int = 0
 
 
 @dataclass(frozen=True)
 class Changed:
-    """A sentence after a change was asked for; `applied` is False when somebody else had been quicker."""
+    """A sentence after a change was asked for; `applied` is False when it had been changed elsewhere, or later here."""
 
     sentence: WorkingSentence
     applied: bool
@@ -188,17 +192,24 @@ def change(
     session.refresh(row)
     new_text, new_origin, new_assessment = _changed(row, text, assessment)
     same = (new_text, new_assessment) == (row.text, row.assessment)
-    applied = row.revision == revision or same
-    _settle_earlier(session, row.id, user.id)
+    since = _changes_since(session, row.id, revision)
+    own = bool(since) and all(edit.page == reader.page != "" for edit in since)
+    overtaken = own and any(edit.sequence > reader.sequence for edit in since)
+    applied = not overtaken and (own or same or row.revision == revision)
+    if not overtaken:
+        _settle_earlier(session, row.id, user.id)
     session.add(
         SentenceEdit(
             sentence_id=row.id,
-            revision=revision,
+            revision=row.revision if applied else revision,
             text=new_text,
             assessment=new_assessment,
             user_id=user.id,
             at=studies.now(),
             outcome=EditOutcome.APPLIED if applied else EditOutcome.CONFLICT,
+            settled_at=studies.now() if overtaken else None,
+            page=reader.page,
+            sequence=reader.sequence,
         )
     )
     if applied and not same:
@@ -264,6 +275,17 @@ def settle(session: Session, edit_id: int, reader: Reader, *, take: bool) -> Wor
         else:
             change(session, row.id, reader, revision=row.revision, text=edit.text)
     return row
+
+
+def _changes_since(session: Session, sentence_id: str, revision: int) -> Sequence[SentenceEdit]:
+    """What was applied to a sentence as it stood at this revision and later."""
+    return session.scalars(
+        sa.select(SentenceEdit).where(
+            SentenceEdit.sentence_id == sentence_id,
+            SentenceEdit.outcome == EditOutcome.APPLIED,
+            SentenceEdit.revision >= revision,
+        )
+    ).all()
 
 
 def _settle_earlier(session: Session, sentence_id: str, user_id: str) -> None:

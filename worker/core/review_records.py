@@ -38,7 +38,7 @@ class EditOutcome(StrEnum):
     """What became of a change that a reader made to a sentence."""
 
     APPLIED = "applied"
-    CONFLICT = "conflict"  # somebody else had changed the sentence meanwhile; kept here, shown to its author
+    CONFLICT = "conflict"  # the sentence had been changed elsewhere meanwhile; kept here, shown to its author
 
 
 class WebSession(Base):
@@ -69,10 +69,11 @@ class OidcFlow(Base):
     session_id: Mapped[str | None] = mapped_column(sa.String(64))  # whose person proves themselves again
     return_to: Mapped[str] = mapped_column(sa.String(200))  # path on this page, without a query
     started_at: Mapped[datetime]
+    study_id: Mapped[str | None] = mapped_column(Uuid)  # whose report they want to sign; None for any other trip
 
 
 class Authentication(Base):
-    """A proof that a person was there just now; a signature uses up exactly one."""
+    """A proof that a person was there just now, to sign the report of one study; a signature uses up exactly one."""
 
     __tablename__ = "authentications"
     __table_args__ = (CheckConstraint("(used_at IS NULL) = (version_id IS NULL)", name="used"),)
@@ -84,6 +85,7 @@ class Authentication(Base):
     at: Mapped[datetime]
     used_at: Mapped[datetime | None]
     version_id: Mapped[str | None] = mapped_column(ForeignKey("report_versions.id"), unique=True)
+    study_id: Mapped[str] = mapped_column(ForeignKey("studies.id"))  # signs nothing of any other
 
     user: Mapped[User] = relationship()
 
@@ -153,13 +155,15 @@ class SentenceEdit(Base):
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     sentence_id: Mapped[str] = mapped_column(ForeignKey("working_sentences.id"))
-    revision: Mapped[int]  # of the sentence that its author saw
+    revision: Mapped[int]  # of the sentence that it was applied to; in a conflict the one that its author saw
     text: Mapped[str] = mapped_column(sa.Text, info=PHI)
     assessment: Mapped[Assessment] = mapped_column(named_enum(Assessment))
     user_id: Mapped[str] = mapped_column(ForeignKey("users.id"))
     at: Mapped[datetime]
     outcome: Mapped[EditOutcome] = mapped_column(named_enum(EditOutcome))
     settled_at: Mapped[datetime | None]  # its author took it over or let it go
+    page: Mapped[str] = mapped_column(sa.String(32), default="")  # one page in one browser; "" for none that says so
+    sequence: Mapped[int] = mapped_column(default=0)  # of the page's request: the network may turn two around
 
     user: Mapped[User] = relationship()
 

@@ -7,7 +7,8 @@
 
 Each act checks the state it leaves, the role, and what it needs of proof; then version, signature, messages and audit are
 written in the caller's one transaction. Signing uses up one `Authentication`: a proof that the person who signs was there
-a moment ago. There is no other way to a signature; a trigger in the database refuses one without.
+a moment ago, for the report of this very study. There is no other way to a signature; a trigger in the database refuses
+one without.
 """
 
 from collections.abc import Mapping, Sequence
@@ -217,7 +218,9 @@ def _copy_as_seen(session: Session, report: records.Report, user: User, revision
     if copy.revision != revision:
         raise StateError("the text was changed since it was shown to you; read the change, then sign")
     if editing.conflicts(session, copy.id, user.id):  # the page still shows the reader's own words there
-        raise StateError("somebody else changed a sentence while you wrote; take your words or leave theirs, then sign")
+        raise StateError(
+            "a sentence was changed elsewhere while you wrote; take your words or leave the others, then sign"
+        )
     return copy
 
 
@@ -309,9 +312,14 @@ def _attach_signature(session: Session, version: ReportVersion, user: User, desk
 
 
 def _use_proof(session: Session, version: ReportVersion, user: User, desk: Desk, authentication_id: str) -> None:
-    """Uses up a proof of identity; raises `SignatureError` for one that is used, old, or another person's."""
+    """Uses up a proof of identity; raises `SignatureError` for one that is used, old, another person's or study's."""
     proof = session.get(Authentication, authentication_id, with_for_update=True, populate_existing=True)
-    if proof is None or proof.user_id != user.id or proof.used_at is not None:
+    if (
+        proof is None
+        or proof.user_id != user.id
+        or proof.study_id != version.report.study_id
+        or proof.used_at is not None
+    ):
         raise SignatureError("a signature needs a new proof of your identity; enter your password again")
     age = studies.now() - proof.at
     if not timedelta(0) <= age <= timedelta(seconds=desk.fresh_seconds):

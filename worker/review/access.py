@@ -6,6 +6,7 @@ changes something must also carry the session's CSRF token, which only a page of
 
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ from worker.review.desk import Office, office, office_of
 TOUCH_SECONDS = 20.0  # how exactly idleness is known
 CSRF_HEADER = "X-CSRF-Token"
 CSRF_FIELD = "csrf"
+PAGE_HEADER = "X-Page"  # a random name that a page gives itself when it is loaded
+SEQUENCE_HEADER = "X-Sequence"  # counts that page's requests
+_PAGE = re.compile(r"[0-9a-f]{32}")
+_SEQUENCE = re.compile(r"[0-9]{1,9}")
 SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 
@@ -57,11 +62,13 @@ class Login:
     local: bool  # has a password here; otherwise the identity provider proves who it is
     csrf_token: str
     origin: str
+    page: str  # that sent the request; "" where it does not say
+    sequence: int  # of the request among those of its page
 
     @property
     def reader(self) -> Reader:
         """The person as the core's functions name one."""
-        return Reader(self.user_id, self.origin)
+        return Reader(self.user_id, self.origin, self.page, self.sequence)
 
     @property
     def may_edit(self) -> bool:
@@ -117,7 +124,7 @@ def find_login(request: Request, found: Office) -> tuple[Login, WebSession] | No
             return None
         if studies.now() - row.created_at > timedelta(hours=found.settings.review.session_hours):
             return None
-        return _login(row, origin_of(request)), row
+        return _login(row, request), row
 
 
 def is_locked(row: WebSession, settings: ReviewSettings) -> bool:
@@ -181,7 +188,7 @@ def touch_session(session: Session, session_id: str) -> None:
     session.execute(sa.update(WebSession).where(WebSession.id == session_id).values(active_at=studies.now()))
 
 
-def _login(row: WebSession, origin: str) -> Login:
+def _login(row: WebSession, request: Request) -> Login:
     user = row.user
     name = f"{user.given_name} {user.family_name}".strip() or user.username
     return Login(
@@ -192,8 +199,16 @@ def _login(row: WebSession, origin: str) -> Login:
         role=user.role,
         local=user.password_hash is not None,
         csrf_token=row.csrf_token,
-        origin=origin,
+        origin=origin_of(request),
+        page=_header(request, PAGE_HEADER, _PAGE),
+        sequence=int(_header(request, SEQUENCE_HEADER, _SEQUENCE) or 0),
     )
+
+
+def _header(request: Request, name: str, form: re.Pattern[str]) -> str:
+    """A header of the form that our page sends; "" for any other."""
+    value = request.headers.get(name, "")
+    return value if form.fullmatch(value) else ""
 
 
 READERS = (Role.RADIOLOGIST, Role.VIEWER)

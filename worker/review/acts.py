@@ -1,7 +1,7 @@
 """The acts on a report: sign, save as preliminary, correct, addend, reject, retract, draft again.
 
 Signing asks for the password again, in the same request; under OIDC the provider is asked first (`oidc.prove`) and its
-fresh answer waits in the session for one act.
+fresh answer waits in the session for one act on this study.
 """
 
 from collections.abc import Callable
@@ -159,8 +159,10 @@ def _proven(
     notice: str,
 ) -> Response:
     """Runs an act with a proof of identity: the password typed now, or the provider's fresh answer in this session."""
+    with found.database.read() as session:
+        find_report(session, study_id)
     try:
-        proof = _proof(found, login, password)
+        proof = _proof(found, login, study_id, password)
     except (AccessError, SignatureError) as error:
         sentence = str(error)
         found.database.run(
@@ -172,16 +174,20 @@ def _proven(
     return _done(found, login, study_id, after, lambda session: act(session, proof), notice)
 
 
-def _proof(found: Office, login: Login, password: str) -> str:
+def _proof(found: Office, login: Login, study_id: str, password: str) -> str:
     if login.local:
         if not password:
             raise SignatureError("enter your password to sign")
         try:
-            return accounts.prove_by_password(found.database, login.user_id, password, found.lockout, login.session_id)
+            return accounts.prove_by_password(
+                found.database, login.user_id, password, found.lockout, study_id, login.session_id
+            )
         except AccessError:
             raise AccessError("the password is wrong, or the account is locked; nothing was signed") from None
     with found.database.read() as session:
-        proof = accounts.unused_proof(session, login.user_id, login.session_id, found.settings.review.fresh_seconds)
+        proof = accounts.unused_proof(
+            session, login.user_id, study_id, login.session_id, found.settings.review.fresh_seconds
+        )
     if proof is None:
         raise SignatureError("prove who you are at the identity provider, then sign")
     return proof.id

@@ -39,7 +39,6 @@ router = APIRouter()
 
 COOKIE = "mu2_oidc"  # binds the way back to the browser that went
 FLOW_SECONDS = 600
-UNLOCKED = "/"  # where a session that was locked goes on; a proof for a signature returns to its study
 PROVIDER_SECONDS = 10.0
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA"]  # signed with a key pair, never `none`
 LEEWAY_SECONDS = 60
@@ -61,7 +60,7 @@ class Identity:
 @router.get("/oidc/login")
 def log_in(request: Request, found: OfficeOf) -> Response:
     """Sends the browser to the provider."""
-    return _depart(request, found, session_id=None, return_to="/", fresh=False)
+    return _depart(request, found, session_id=None, fresh=False)
 
 
 @router.post("/oidc/prove/{study_id}")
@@ -100,7 +99,7 @@ def come_back(request: Request, found: OfficeOf, state: str = "", code: str = ""
 def _prove(study_id: str, request: Request, found: Office, login: Login) -> Response:
     with found.database.read() as session:
         find_report(session, study_id)
-    return _depart(request, found, session_id=login.session_id, return_to=f"/studies/{study_id}", fresh=True)
+    return _depart(request, found, session_id=login.session_id, fresh=True, study_id=study_id)
 
 
 def _unlock(request: Request, found: Office, token: str) -> Response:
@@ -108,10 +107,12 @@ def _unlock(request: Request, found: Office, token: str) -> Response:
     if known is None:
         return RedirectResponse("/login", status_code=303)
     access.check_csrf(request, known[0].csrf_token, token)
-    return _depart(request, found, session_id=known[0].session_id, return_to=UNLOCKED, fresh=True)
+    return _depart(request, found, session_id=known[0].session_id, fresh=True)
 
 
-def _depart(request: Request, found: Office, *, session_id: str | None, return_to: str, fresh: bool) -> Response:
+def _depart(
+    request: Request, found: Office, *, session_id: str | None, fresh: bool, study_id: str | None = None
+) -> Response:
     settings = found.settings.review
     if not settings.oidc_issuer:
         raise NotFoundError("this page has local accounts only")
@@ -133,7 +134,8 @@ def _depart(request: Request, found: Office, *, session_id: str | None, return_t
                 nonce=nonce,
                 code_verifier=verifier,
                 session_id=session_id,
-                return_to=return_to,
+                study_id=study_id,
+                return_to="/" if study_id is None else f"/studies/{study_id}",
                 started_at=studies.now(),
             )
         )
@@ -239,9 +241,10 @@ def _arrive(request: Request, found: Office, flow: OidcFlow, identity: Identity)
         if user.oidc_subject != identity.subject:
             raise AccessError("somebody else logged in at the identity provider; nothing was signed")
         accounts.require_fresh(flow.started_at, auth_time)
-        if flow.return_to != UNLOCKED:  # who opens a locked desk has not said that they want to sign
-            accounts.prove_by_oidc(session, user.id, login.session_id, flow.started_at, auth_time)
-        audit.append(session, "prove", actor=user.username, origin=login.origin, method="oidc")
+        if flow.study_id is not None:  # who opens a locked desk has not said that they want to sign
+            find_report(session, flow.study_id)
+            accounts.prove_by_oidc(session, user.id, flow.study_id, login.session_id, flow.started_at, auth_time)
+        audit.append(session, "prove", actor=user.username, study_id=flow.study_id, origin=login.origin, method="oidc")
 
     found.database.run(keep)
     if access.is_locked(row, found.settings.review):

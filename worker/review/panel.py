@@ -53,7 +53,8 @@ class Card:
     is_weak: bool
     difference: tuple[Piece, ...]  # to the draft; in a correction to the signed text; () where nothing differs
     problems: tuple[Problem, ...]
-    mine_lost: SentenceEdit | None  # a change of this reader that somebody else's came before
+    mine_lost: SentenceEdit | None  # a change of this reader that another came before
+    lost_to_myself: bool  # the other was this reader's own, in another window
 
     @property
     def mark(self) -> str:
@@ -231,6 +232,7 @@ def _card(
         difference=_difference(source, row.text),
         problems=problems,
         mine_lost=lost,
+        lost_to_myself=lost is not None and lost.user_id == row.assessed_by,
     )
 
 
@@ -249,6 +251,7 @@ def _read_only_card(row: records.Sentence, settings: ReviewSettings, draft: reco
         difference=_difference(draft, row.text),
         problems=(),
         mine_lost=None,
+        lost_to_myself=False,
     )
 
 

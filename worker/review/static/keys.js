@@ -15,8 +15,14 @@ const current = () => document.getElementById(selected);
 const viewer = (command, value) => document.dispatchEvent(new CustomEvent("mu2:viewer", { detail: { command, value } }));
 const typing = (element) => element.matches?.("textarea, input:not([type=checkbox]), select");
 
-function post(path, body) {
-  return fetch(path, { method: "POST", body, credentials: "same-origin", headers: { "X-CSRF-Token": csrf, "X-Requested-By": "script" } });
+// The network may lose an answer, or turn two requests around: numbered by their page, what was written last stands.
+const page = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+let sequence = 0;
+const numbered = () => ({ "X-Page": page, "X-Sequence": ++sequence });
+
+function post(path, body, keepalive = false) {
+  const headers = { "X-CSRF-Token": csrf, "X-Requested-By": "script", ...numbered() };
+  return fetch(path, { method: "POST", body, credentials: "same-origin", keepalive, headers });
 }
 
 function toast(text) {
@@ -172,6 +178,7 @@ document.body.addEventListener("htmx:load", (event) => {
 });
 document.body.addEventListener("htmx:responseError", (event) => failure(event.detail.xhr));
 document.body.addEventListener("htmx:sendError", () => toast("The page cannot be reached. Your text stays here and is sent when it can."));
+document.body.addEventListener("htmx:configRequest", (event) => Object.assign(event.detail.headers, numbered()));
 document.body.addEventListener("htmx:beforeRequest", (event) => {
   const searching = event.detail.elt.id === "live" && document.querySelector("#rows[data-search]");
   const field = event.detail.elt.matches("form.text") ? event.detail.elt.querySelector("textarea") : null;
@@ -194,22 +201,32 @@ function waitsForWords(path) {
   return true;
 }
 
-// The whole report is drawn again while words are on their way: they go back into their fields and are sent again.
-let carried = [];
+// A sentence, or the whole report, is drawn again while words are on their way: they go back into their fields at once,
+// where the reader goes on writing, and are sent again.
+const carried = [];
 document.body.addEventListener("htmx:beforeSwap", (event) => {
-  const { target, elt, serverResponse } = event.detail;
-  if (target.id === "report-side") carried = unsaved().map((field) => [field.id, field.value]);
+  const { target, elt, serverResponse, shouldSwap } = event.detail;
+  const drawn = shouldSwap && target.matches("#report-side, article.sentence");
+  for (const field of drawn ? unsaved().filter((field) => target.contains(field)) : []) {
+    carried.push([field.id, field.value, field.selectionStart, field.selectionEnd]);
+  }
   if (target.id === "rows" && elt === live) {
     const next = new DOMParser().parseFromString(serverResponse, "text/html").getElementById("rows");
     if (next?.isEqualNode(target)) event.detail.shouldSwap = false; // a click on a line that was drawn again would be lost
   }
 });
-document.body.addEventListener("htmx:afterSettle", () => {
-  for (const [id, value] of carried.splice(0)) {
+document.body.addEventListener("htmx:afterSwap", () => {
+  for (const [id, value, start, end] of carried.splice(0)) {
     const field = document.getElementById(id);
     if (!field || field.readOnly || field.value === value) continue;
     field.value = value;
-    field.dataset.unsaved = Date.now();
+    field.setSelectionRange(start, end);
+    field.dataset.unsaved = field.dataset.carried = Date.now();
+  }
+});
+document.body.addEventListener("htmx:afterSettle", () => {
+  for (const field of document.querySelectorAll("textarea[data-carried]")) {
+    delete field.dataset.carried;
     htmx.trigger(field, "change");
   }
 });
@@ -334,4 +351,8 @@ if (live?.dataset.study) {
   const tell = () => { if (!cover.open) post(`/studies/${live.dataset.study}/present`).then(locked).catch(() => {}); };
   setInterval(tell, PRESENT_SECONDS * 1000);
 }
-window.addEventListener("beforeunload", sendUnsaved);
+
+// A request of htmx would die with its page.
+window.addEventListener("beforeunload", () => {
+  for (const field of unsaved()) post(field.form.getAttribute("hx-post"), new URLSearchParams(new FormData(field.form)), true);
+});
