@@ -2,12 +2,25 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.review.builders import Department, Reader, department, served
 from worker.core.database import Database
 from worker.core.records import Role
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+
+@pytest.fixture(scope="package")
+def browser() -> "Iterator[Browser]":
+    """One Chromium for this folder; each test opens its own context."""
+    from tests.review.browser import chromium  # skips, with its reason, where there is none
+
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ from tests.core.builders import claimed, completed, destination
 from tests.review.browser import (
     Browser,
     Page,
-    chromium,
     cut_or_overlapping,
     hard_to_read,
     log_in,
@@ -30,13 +29,6 @@ from worker.delivery.mllp_receiver import MllpReceiver
 from worker.review.app import create_app
 
 pytestmark = needs_chromium
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """One Chromium for this file."""
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 
 from tests.conftest import free_port
-from tests.review.browser import Browser, Page, chromium, log_in, needs_chromium, until
+from tests.review.browser import Browser, Page, log_in, needs_chromium, until
 from tests.review.builders import PASSWORD, SENTENCES, Department
 from tests.review.test_pages import state_of
 from worker.core import reports
@@ -21,13 +21,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Route
 
 pytestmark = needs_chromium
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """One Chromium for this file."""
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture
@@ -98,6 +91,57 @@ def test_report_that_is_drawn_again_keeps_the_words_that_are_on_their_way(
     until(window, "!document.querySelector('[data-unsaved]')")
     window.reload()
     assert field.input_value() == "First words, and more."
+
+
+def test_words_that_arrive_late_do_not_take_the_place_of_newer_ones(here: Department, page: str, window: Page) -> None:
+    study_id = here.drafted(slices=2)
+    log_in(window, page)
+    window.goto(f"{page}/studies/{study_id}")
+    held: list[Route] = []
+    window.route("**/sentences/*", lambda route: route.continue_() if held else held.append(route))
+    field = window.locator("article.sentence textarea").nth(0)
+    field.fill("First words.")
+    until_held(window, held)
+    field.fill("First words, and more.")
+    window.click("#section-impression [data-add]")  # draws the report again, so that the newer words overtake
+    window.wait_for_selector("ins")
+    until(window, "!document.querySelector('[data-unsaved]')")
+    with window.expect_response("**/sentences/*"):
+        held[0].continue_()
+    window.reload()
+    assert field.input_value() == "First words, and more."
+    assert window.locator(".conflict").count() == 0
+
+
+def test_words_typed_while_a_judgement_is_on_its_way_are_kept(here: Department, page: str, window: Page) -> None:
+    study_id = here.drafted(slices=2)
+    log_in(window, page)
+    window.goto(f"{page}/studies/{study_id}")
+    held: list[Route] = []
+    window.route("**/sentences/*", lambda route: route.continue_() if held else held.append(route))
+    window.keyboard.press("j")
+    window.keyboard.press("a")
+    until_held(window, held)
+    window.keyboard.press("e")
+    window.keyboard.type(" No effusion.")
+    held[0].continue_()
+    window.wait_for_selector('[data-assessment="accepted"], [data-assessment="edited"]')
+    window.keyboard.type(" No nodule.")  # the caret is where it was
+    window.wait_for_selector('[data-assessment="edited"]')
+    until(window, "!document.querySelector('[data-unsaved]')")
+    window.reload()
+    written = window.locator("article.sentence textarea").nth(0).input_value()
+    assert written == f"{SENTENCES[0].text} No effusion. No nodule."
+
+
+def test_words_typed_a_moment_before_the_page_goes_are_saved(here: Department, page: str, window: Page) -> None:
+    study_id = here.drafted(slices=2)
+    log_in(window, page)
+    window.goto(f"{page}/studies/{study_id}")
+    window.locator("article.sentence textarea").nth(0).fill("Typed at the last moment.")
+    window.goto(f"{page}/")
+    window.goto(f"{page}/studies/{study_id}")
+    until(window, "document.querySelector('article textarea').value === 'Typed at the last moment.'")
 
 
 def until_held(window: Page, held: "list[Route]") -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.review.browser import chromium, needs_chromium
+from tests.review.browser import Browser, needs_chromium
 from tests.review.builders import Department, Reader, department, served
 from tests.review.provider import CLIENT, SECRET, Provider
 from worker.core import studies
@@ -130,6 +130,18 @@ def test_fresh_login_at_the_provider_signs_one_report(clinic: Clinic) -> None:
         assert len(session.scalars(sa.select(Signature)).all()) == 1
 
 
+def test_login_for_one_study_signs_no_other(clinic: Clinic) -> None:
+    clinic.log_in()
+    one, other = (clinic.here.drafted(slices=2, accession=f"A-{number}") for number in range(2))
+    revision = clinic.accept_all(other)
+    clinic.prove(one)
+    assert clinic.browser.act(f"/studies/{other}/sign", revision=revision).status_code == 409
+    with clinic.here.database.read() as session:
+        assert session.scalars(sa.select(Signature)).all() == []
+    revision = clinic.accept_all(one)
+    assert clinic.browser.act(f"/studies/{one}/sign", revision=revision).status_code == 200
+
+
 def test_provider_that_does_not_ask_again_signs_nothing(clinic: Clinic) -> None:
     clinic.log_in()
     study_id = clinic.here.drafted(slices=2)
@@ -188,23 +200,23 @@ def test_proofs_at_the_provider_are_in_the_audit(clinic: Clinic) -> None:
 
 
 @needs_chromium
-def test_unlocking_at_the_provider_loses_no_unsaved_text(clinic: Clinic) -> None:
+def test_unlocking_at_the_provider_loses_no_unsaved_text(clinic: Clinic, browser: Browser) -> None:
     study_id = clinic.here.drafted(slices=2)
     address = str(clinic.browser.base_url).rstrip("/")
-    with chromium() as browser:
-        page = browser.new_context().new_page()
-        page.goto(f"{address}/oidc/login")
-        page.goto(f"{address}/studies/{study_id}")
-        field = page.locator("article.sentence textarea").nth(0)
-        page.route("**/sentences/*", lambda route: route.abort())  # the network fails while the reader types
-        field.fill("Typed and not saved.")
-        page.click("[data-lock]")
-        page.wait_for_selector("#cover[open]")
-        page.unroute("**/sentences/*")
-        with page.context.expect_page():
-            page.click("#cover button.primary")
-        page.wait_for_selector("#cover", state="hidden")
-        page.wait_for_selector("ins")
-        page.reload()
-        assert field.input_value() == "Typed and not saved."
+    page = browser.new_context().new_page()
+    page.goto(f"{address}/oidc/login")
+    page.goto(f"{address}/studies/{study_id}")
+    field = page.locator("article.sentence textarea").nth(0)
+    page.route("**/sentences/*", lambda route: route.abort())  # the network fails while the reader types
+    field.fill("Typed and not saved.")
+    page.click("[data-lock]")
+    page.wait_for_selector("#cover[open]")
+    page.unroute("**/sentences/*")
+    with page.context.expect_page():
+        page.click("#cover button.primary")
+    page.wait_for_selector("#cover", state="hidden")
+    page.wait_for_selector("ins")
+    page.reload()
+    assert field.input_value() == "Typed and not saved."
+    page.context.close()
     assert [asked.get("prompt") for asked in clinic.provider.seen] == [None, "login"]

@@ -137,7 +137,9 @@ def test_every_page_says_what_a_draft_is(here: Department, reader: Reader) -> No
     study_id = here.drafted(slices=2)
     for path in ("/", f"/studies/{study_id}", f"/studies/{study_id}/print"):
         assert DISCLOSURE in reader.get(path).text
-    assert DISCLOSURE in httpx.get(f"{reader.base_url}/login").text
+    for path, status in (("/login", 200), ("/nowhere", 404), ("/admin/users", 403)):
+        answer = httpx.get(reader.base_url.join(path)) if path == "/login" else reader.get(path)
+        assert (answer.status_code, DISCLOSURE in answer.text) == (status, True), path
 
 
 def test_doubtful_and_weak_sentences_are_marked(here: Department, reader: Reader) -> None:

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.review.browser import Page, chromium, cut_or_overlapping, hard_to_read, log_in, needs_chromium, picture
+from tests.review.browser import Browser, Page, cut_or_overlapping, hard_to_read, log_in, needs_chromium, picture
 from tests.review.builders import PASSWORD, SENTENCES, Department, Reader
 from tests.review.test_pages import accept_all, copy_revision
 from worker.core import accounts, editing, signing, studies
@@ -63,7 +63,7 @@ def sign(
             else:
                 editing.change(session, row.id, reader, revision=1, assessment=Assessment.ACCEPTED)
         report_id, revision = copy.report_id, copy.revision
-    proof = accounts.prove_by_password(here.database, reader.user_id, PASSWORD, accounts.Lockout(5, 15))
+    proof = accounts.prove_by_password(here.database, reader.user_id, PASSWORD, accounts.Lockout(5, 15), study_id)
     with here.database.write() as session:
         desk = signing.Desk.from_settings(here.settings, hl7.write)
         signing.sign(session, report_id, reader, desk, revision=revision, authentication_id=proof)
@@ -122,13 +122,15 @@ def test_one_model_version_is_looked_at_alone(here: Department, half_year: Calen
 
 
 @needs_chromium
-def test_plots_of_many_weeks_are_whole_and_readable(here: Department, half_year: Calendar, page: str) -> None:
-    with chromium() as browser:
-        window = browser.new_page()
-        log_in(window, page, "auditor")
-        for width, height in ((3840, 2160), (1280, 800)):
-            window.set_viewport_size({"width": width, "height": height})
-            look(window, f"{page}/admin/quality", width)
+def test_plots_of_many_weeks_are_whole_and_readable(
+    here: Department, half_year: Calendar, page: str, browser: Browser
+) -> None:
+    window = browser.new_page()
+    log_in(window, page, "auditor")
+    for width, height in ((3840, 2160), (1280, 800)):
+        window.set_viewport_size({"width": width, "height": height})
+        look(window, f"{page}/admin/quality", width)
+    window.close()
 
 
 _BEYOND = """[...document.querySelectorAll('svg.line-plot')].flatMap((plot) =>

@@ -14,6 +14,7 @@ from pypdf import PdfReader
 
 from tests.review.builders import Department, Reader, phantom
 from worker.core.errors import InvalidObjectError, NotFoundError, StoreUnavailableError
+from worker.core.records import Study
 from worker.core.report import DISCLOSURE, Order, Patient, Person, Report, ReportState, Section, Sentence
 from worker.imaging import stored
 from worker.imaging.volume import Volume
@@ -39,6 +40,22 @@ def test_slice_that_the_browser_has_is_not_sent_again(here: Department, reader: 
     tag = reader.get(path).headers["etag"]
     again = reader.get(path, headers={"If-None-Match": tag})
     assert (again.status_code, again.content) == (304, b"")
+
+
+def test_slices_of_two_model_inputs_are_never_mixed(here: Department, reader: Reader) -> None:
+    study_id = here.drafted(slices=2, size=8)
+    address = f"/studies/{study_id}/volumes/1/axial/0"
+    (first,) = reader.get(f"/studies/{study_id}/volumes").json()
+    assert reader.get(address, params={"input": first["input"]}).status_code == 200
+    with here.database.write() as session:  # slices came late, and the volume was made anew
+        study = session.get_one(Study, study_id)
+        assert study.model_input is not None
+        old = here.settings.store_root / study.model_input
+        study.model_input = f"{study.model_input}-anew"
+    old.rename(f"{old}-anew")
+    (second,) = reader.get(f"/studies/{study_id}/volumes").json()
+    assert reader.get(address, params={"input": second["input"]}).status_code == 200
+    assert reader.get(address, params={"input": first["input"]}).status_code == 404
 
 
 @pytest.mark.parametrize(("order", "flips"), list(product(permutations(range(3)), product((1, -1), repeat=3)))[::5])

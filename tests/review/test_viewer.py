@@ -1,20 +1,23 @@
 """Lengths and letters of the viewer against known geometry, and the report on paper, in a real Chromium."""
 
 import io
+import shutil
 import unicodedata
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from pypdf import PdfReader
 
-from tests.review.browser import Browser, Page, chromium, log_in, needs_chromium, picture, until, wait_for_picture
+from tests.review.browser import Browser, Page, log_in, needs_chromium, picture, until, wait_for_picture
 from tests.review.builders import Department
 from worker.core.records import Study
 from worker.core.report import DISCLOSURE, Section, Sentence
 from worker.imaging import stored
 from worker.imaging.volume import Volume
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Route
 
 pytestmark = needs_chromium
 
@@ -24,13 +27,6 @@ FIRST = (12, 90, 75)  # slice from the foot, row from the front, column from the
 BLOCK = (10, 60, 30)  # voxels
 LENGTHS_MM = {"axial": (27.0, 36.0), "coronal": (27.0, 50.0), "sagittal": (36.0, 50.0)}  # across, down
 LETTERS = {"axial": "ALPR", "coronal": "HLFR", "sagittal": "HPFA"}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """One Chromium for this file."""
-    with chromium() as started:
-        yield started
 
 
 def block() -> Volume:
@@ -185,6 +181,45 @@ def test_what_was_mended_in_the_geometry_stands_on_the_picture(here: Department,
     told = window.inner_text("#readout").split("\n")
     assert told == [*(f"repaired: {repair}" for repair in repairs), "axial 2 / 2"]
     picture(window, "repaired")
+    window.context.close()
+
+
+def test_picture_of_another_slice_never_passes_for_the_one_that_is_coming(
+    here: Department, page: str, browser: Browser
+) -> None:
+    window = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
+    study_id = here.drafted(slices=24)
+    held: list[Route] = []
+    window.route("**/axial/13?*", held.append)
+    log_in(window, page)
+    window.goto(f"{page}/studies/{study_id}")
+    wait_for_picture(window)
+    window.keyboard.press("ArrowDown")
+    until(window, "document.getElementById('readout').textContent === 'axial 14 / 24 is coming'")
+    assert window.get_attribute("#viewer", "data-painted") == "12"
+    held[0].continue_()
+    until(window, "document.getElementById('readout').textContent === 'axial 14 / 24'")
+    assert window.get_attribute("#viewer", "data-painted") == "13"
+    window.context.close()
+
+
+def test_open_page_says_when_its_volume_was_made_anew(here: Department, page: str, browser: Browser) -> None:
+    window = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
+    study_id = here.drafted(slices=4, size=8)
+    log_in(window, page)
+    window.goto(f"{page}/studies/{study_id}")
+    wait_for_picture(window)
+    with here.database.write() as session:
+        study = session.get_one(Study, study_id)
+        assert study.model_input is not None
+        shutil.copytree(here.settings.store_root / study.model_input, here.settings.store_root / "anew")
+        study.model_input = "anew"
+    window.keyboard.press("c")
+    until(window, "document.getElementById('stage-note').textContent.includes('Load the page again')")
+    window.reload()
+    wait_for_picture(window)
+    window.keyboard.press("c")
+    until(window, "document.getElementById('readout').textContent === 'coronal 5 / 8'")
     window.context.close()
 
 

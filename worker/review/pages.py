@@ -58,7 +58,8 @@ def error_page(status: int, sentence: str, headers: Mapping[str, str] | None = N
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Review</title>'
         '<meta name="viewport" content="width=device-width">'
         '<link rel="stylesheet" href="/static/review.css"></head><body class="plain"><main class="card">'
-        f'<h1>{status}</h1><p role="alert">{html.escape(sentence)}</p><p><a href="/">Worklist</a></p></main></body></html>'
+        f'<h1>{status}</h1><p role="alert">{html.escape(sentence)}</p><p><a href="/">Worklist</a></p>'
+        f'<p class="warning" role="note">{DISCLOSURE}</p></main></body></html>'
     )
     return HTMLResponse(body, status_code=status, headers=dict(headers or {}))
 

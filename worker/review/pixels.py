@@ -42,7 +42,7 @@ def describe(study_id: str, found: OfficeOf, login: QuietReaderLogin) -> JSONRes
                 "number": number,
                 "label": f"{number}: {label}",
                 "repairs": fact.get("repairs", []),
-                "revision": study.revision,
+                "input": path.parent.name,
                 **slices.open_volume(path).describe(),
             }
         )
@@ -52,8 +52,9 @@ def describe(study_id: str, found: OfficeOf, login: QuietReaderLogin) -> JSONRes
 async def show_slice(request: Request) -> Response:
     """One slice: gzip-compressed int16 Hounsfield units, row by row.
 
-    A reader scrolls: the look at session and study holds for `Looks.SECONDS` of this reader, study and volume.
-    Raises what `find`, `OpenVolume.plane` and the access checks raise.
+    A reader scrolls: the look at session and study holds for `Looks.SECONDS` of this reader, study and volume. A page
+    names the model input that it shows (`?input=`): when slices came late and the volume was made anew, neither the
+    browser's cache nor this server mixes two volumes. Raises what `find`, `OpenVolume.plane` and the access checks raise.
     """
     found, place = office(request), request.path_params
     study_id, number, plane, index = place["study_id"], place["number"], place["plane"], place["index"]
@@ -61,9 +62,12 @@ async def show_slice(request: Request) -> Response:
         raise NotFoundError("a volume is cut axial, coronal or sagittal")
     cookie = request.cookies.get(cookie_name(found.settings.review), "")
     path = found.looks.get(cookie, study_id, number)
-    if path is None:
+    wanted = request.query_params.get("input", "")
+    if path is None or wanted not in {"", path.parent.name}:
         path = await run_in_threadpool(_look, found, request, study_id, number)
         found.looks.put(cookie, study_id, number, path)
+    if wanted not in {"", path.parent.name}:
+        raise NotFoundError("the volume was made anew; load the page again")
     tag = f'"{path.parent.name}-{number}-{plane}-{index}"'
     headers = {"Cache-Control": f"private, max-age={KEEP_SECONDS}", "ETag": tag, "Vary": "Cookie"}
     if request.headers.get("If-None-Match") == tag:

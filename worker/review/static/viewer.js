@@ -37,10 +37,11 @@ const failed = new Set();
 let wanted = 0; // direction of the last step, for prefetching ahead first
 let pendingSteps = []; // times of wheel events whose slice is not painted yet
 let frame = 0;
+let outdated = false; // the server has another volume by now
 
 const url = (path) => `/studies/${root.dataset.study}/${path}`;
 const plane = () => view.volume.planes[view.plane];
-const keyOf = (index) => `${view.volume.revision}/${view.volume.number}/${view.plane}/${index}`;
+const keyOf = (index) => `${view.volume.number}/${view.plane}/${index}?input=${view.volume.input}`;
 
 async function start() {
   bind();
@@ -105,7 +106,8 @@ async function fetchSlice(index, key) {
   running.set(key, true);
   const { rows, columns } = plane();
   try {
-    const response = await ask(url(`volumes/${view.volume.number}/${view.plane}/${index}`));
+    const response = await ask(url(`volumes/${key}`));
+    if (response.status === 404) { outdated = true; failed.add(key); return; }
     if (!response.ok) throw new Error(String(response.status));
     const slice = new Int16Array(await response.arrayBuffer());
     if (slice.length !== rows * columns) throw new Error("size");
@@ -154,7 +156,7 @@ function paint() {
   if (slice && view.shown !== keyOf(view.index)) develop(slice);
   draw();
   describe();
-  if (!slice) return;
+  if (!slice) return outdated && note("The images were made anew. Load the page again.");
   note("");
   root.dataset.painted = String(view.index);
   const now = performance.now();
@@ -194,6 +196,7 @@ function draw() {
   const s = scale();
   context.imageSmoothingEnabled = true;
   context.drawImage(picture, s.left, s.top, columns * s.x, rows * s.y);
+  if (view.shown !== keyOf(view.index)) return void (root.dataset.overlay = ""); // the slice before stands until this one comes
   const heated = view.heat === view.index && view.plane === "axial"; // never another slice's heat
   root.dataset.overlay = heated ? String(view.index) : "";
   if (heated) {
@@ -216,10 +219,13 @@ function drawMeasure(line, s) {
   context.stroke();
   const label = `${lengthOf(line).toFixed(1)} mm`;
   context.font = `${14 * ratio}px system-ui, sans-serif`;
+  const [width, height] = [context.measureText(label).width + 8 * ratio, 19 * ratio];
+  const left = Math.max(0, Math.min(x2 + 6 * ratio, canvas.width - width)); // a label at the edge is not cut
+  const top = Math.max(0, Math.min(y2 - 20 * ratio, canvas.height - height));
   context.fillStyle = "rgb(0 0 0 / 75%)";
-  context.fillRect(x2 + 6 * ratio, y2 - 20 * ratio, context.measureText(label).width + 8 * ratio, 19 * ratio);
+  context.fillRect(left, top, width, height);
   context.fillStyle = "#ffe27a";
-  context.fillText(label, x2 + 10 * ratio, y2 - 6 * ratio);
+  context.fillText(label, left + 4 * ratio, top + 14 * ratio);
 }
 
 function lengthOf(line) {
@@ -232,7 +238,8 @@ function describe() {
   const preset = PRESETS.find((p) => p.width === view.width && p.centre === view.centre);
   const oblique = view.volume.oblique ? "\noblique to the patient's axes" : "";
   const repairs = view.volume.repairs.map((repair) => `repaired: ${repair}\n`).join(""); // what was mended may mislead the eye
-  document.getElementById("readout").textContent = `${repairs}${view.plane} ${view.index + 1} / ${plane().count}${oblique}`;
+  const coming = view.shown === keyOf(view.index) ? "" : " is coming"; // the picture is still another slice's
+  document.getElementById("readout").textContent = `${repairs}${view.plane} ${view.index + 1} / ${plane().count}${coming}${oblique}`;
   document.getElementById("window-readout").textContent = `W ${view.width}  L ${view.centre}${preset ? `  ${preset.name}` : ""}\n${Math.round(view.zoom * 100)} %`;
   canvas.setAttribute("aria-label", `CT, ${view.plane} slice ${view.index + 1} of ${plane().count}`);
 }
