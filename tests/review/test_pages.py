@@ -70,8 +70,13 @@ def test_study_without_a_draft_says_why(here: Department, reader: Reader) -> Non
     claim = claimed(here.database, Stage.PREPARE)
     with here.database.write() as session:
         studies.postpone(session, claim, NothingToReportError("x"), LIMITS)
+    completed(here.database)
+    claim = claimed(here.database, Stage.PREPARE)
+    with here.database.write() as session:
+        studies.fail(session, claim, NothingToReportError("slices lie 2.5 and 5.0 mm apart"))
     text = reader.get("/").text
     assert "no axial CT series of 12 slices or more" in text
+    assert ">slices lie 2.5 and 5.0 mm apart<" in text  # not the name of an error's class before it
     assert "draft on its way" in text
     assert "no axial CT series" in reader.get(f"/studies/{_skipped(here)}").text
 

@@ -15,6 +15,7 @@ from worker.core.records import Study
 from worker.core.report import DISCLOSURE, Section, Sentence
 from worker.imaging import stored
 from worker.imaging.volume import Volume
+from worker.review.slices import Looks
 
 if TYPE_CHECKING:
     from playwright.sync_api import Route
@@ -190,7 +191,7 @@ def test_picture_of_another_slice_never_passes_for_the_one_that_is_coming(
     window = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
     study_id = here.drafted(slices=24)
     held: list[Route] = []
-    window.route("**/axial/13?*", held.append)
+    window.route("**/axial/13?*", lambda route: held.append(route))
     log_in(window, page)
     window.goto(f"{page}/studies/{study_id}")
     wait_for_picture(window)
@@ -203,7 +204,10 @@ def test_picture_of_another_slice_never_passes_for_the_one_that_is_coming(
     window.context.close()
 
 
-def test_open_page_says_when_its_volume_was_made_anew(here: Department, page: str, browser: Browser) -> None:
+def test_open_page_says_when_its_volume_was_made_anew(
+    here: Department, page: str, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Looks, "SECONDS", 0.0)
     window = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
     study_id = here.drafted(slices=4, size=8)
     log_in(window, page)

@@ -1,6 +1,7 @@
 """Templates and what they print: names, times, ages, and the words that stand on every page."""
 
 import html
+import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -35,7 +36,13 @@ def make_templates(settings: Settings) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        person=person_name, age=age, clock=clock, day=day, priority=priority_name, section=SECTION_TITLES.__getitem__
+        person=person_name,
+        age=age,
+        clock=clock,
+        day=day,
+        why=why,
+        priority=priority_name,
+        section=SECTION_TITLES.__getitem__,
     )
     environment.globals.update(disclosure=DISCLOSURE, review=settings.review)
     return environment
@@ -93,6 +100,11 @@ def clock(at: datetime | None) -> str:
 def day(value: date | None) -> str:
     """A date."""
     return value.isoformat() if value else ""
+
+
+def why(reason: str) -> str:
+    """A reason as readers need it: without the name of the error's class, which stands in the queue's page."""
+    return re.sub(r"^[A-Z]\w*Error: ", "", reason)
 
 
 def priority_name(value: int) -> str:
