@@ -29,7 +29,7 @@ from worker.core.studies import Claim, Limits
 from worker.inference import reporter as inference
 from worker.inference.reporter import ModelMetrics, Reporter
 from worker.metrics import Metrics
-from worker.pipeline import Means
+from worker.pipeline import Means, rules
 from worker.senders import Sender, Senders
 from worker.sweeper import Sweeper
 
@@ -116,10 +116,12 @@ class WorkerProcess:
     def start(self) -> None:
         """Loads the model and starts the threads.
 
-        Raises `SettingsError` for a database that is not migrated, `ModelError` for a checkpoint that does not load: a
-        worker that cannot work must not fail study after study.
+        Raises `SettingsError` for a database that is not migrated and for rules of the choice of series that are none,
+        `ModelError` for a checkpoint that does not load: a worker that cannot work must not fail study after study.
         """
         self._require_database()
+        if Stage.PREPARE in self.stages:
+            rules(self.settings.imaging)
         if Stage.DRAFT in self.stages:
             counters = ModelMetrics(self.metrics.batch_size, self.metrics.out_of_memory)
             self._reporter = inference.build(self.settings, counters)

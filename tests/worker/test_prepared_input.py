@@ -4,11 +4,13 @@ import uuid
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from pydicom.uid import generate_uid
 
 from tests.worker.hospital_site import Site, slice_dataset
-from worker import tasks
+from worker import queues, tasks
+from worker.core.errors import SettingsError
 from worker.core.records import Stage, StudyStatus
 from worker.imaging import preview, stored
 from worker.process import WorkerProcess
@@ -45,3 +47,10 @@ def test_each_of_two_volumes_has_its_own_picture(site: Site, worker_process: Wor
     assert sorted(path.name for path in folder.glob("*.png")) == ["preview-01.png", "preview-02.png"]
     regions = [stored.load(path).regions for path in sorted(folder.glob("*.npz"))]
     assert sorted(regions) == [("abdomen",), ("chest",)]
+
+
+def test_a_worker_with_impossible_rules_refuses_to_start_and_fails_no_study(site: Site) -> None:
+    site.environment["MU2_IMAGING__NEVER_DESCRIPTIONS"] = '["("]'
+    worker = WorkerProcess(site.settings(), queues.QUEUES, 8, site.doorbell())
+    with pytest.raises(SettingsError, match="never_descriptions"):
+        worker.start()
