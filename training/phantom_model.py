@@ -27,7 +27,7 @@ SETS = {
 }
 """Seeds: preferences are drafted on the validation set; the held-out set is looked at once, by `evaluate`. The crowded set
 teaches the tower and the tokenizer what is rare; no text is learned from it."""
-VISION_RATE, TOKENIZER_RATE, TEXT_RATE, SFT_RATE, DPO_RATE = 1e-3, 1e-3, 1e-3, 3e-4, 5e-5
+VISION_RATE, TOKENIZER_RATE, TEXT_RATE, SFT_RATE, DPO_RATE = 1e-3, 1e-3, 1e-3, 3e-4, 1e-5
 """Far above the defaults of fine-tuning: this small model starts from nothing."""
 READERS = ["projector", "visual_tokenizer"]
 """Frozen while the language model learns its words, which the tokenizer's questions are made of, and then to read the queries."""
@@ -48,7 +48,7 @@ def mu2_phantom(
     words_epochs: Annotated[float, typer.Option()] = 0.7,
     reader_epochs: Annotated[float, typer.Option()] = 2,
     sft_epochs: Annotated[float, typer.Option()] = 1,
-    dpo_epochs: Annotated[float, typer.Option()] = 4,
+    dpo_epochs: Annotated[float, typer.Option()] = 2,
     recipe: Annotated[str, typer.Option(help="Sizes.")] = "phantom",
     seed: commands.Seed = 0,
     threads: commands.Threads = None,
