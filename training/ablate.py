@@ -1,7 +1,8 @@
 """`python -m training ablate`: the publication's arms on PhantomCT, several seeds, one shared frozen tower and token cache.
 
-Arms: baseline, +RPE, +DTS, +DMTP, full, full + DPO, and "legacy": the published tokenizer with its quirks. What is done is
-kept: a finished arm is read, a begun one resumed, and a folder that was begun with other options is refused.
+Arms: baseline, +RPE, +DTS, +DMTP, full, full + DPO, and "legacy": the published tokenizer with its quirks. All begin with the
+tower and the language model of one checkpoint; projector and tokenizer alone are new with every arm and seed. What is done
+is kept: a finished arm is read, a begun one resumed, and a folder that was begun with other options is refused.
 """
 
 import json
@@ -18,45 +19,46 @@ import typer
 from mu2_model import Mu2Config, Mu2ForConditionalGeneration, Mu2Processor
 from mu2_model.configuration_mu2 import ABLATIONS
 from training import ablation_report, commands, evaluation_commands, tokenizer_stage
-from training.data import Case, manifest_digest, read_manifests
+from training.data import Case, file_digest, manifest_digest, read_manifests
 from training.drafting import read_drafts
 from training.evaluate import Evaluation
 from training.model_card import SCORES_FILE
 from training.phantom_model import DPO_RATE, TEXT_RATE, TOKENIZER_RATE
-from training.pipeline import take_tower, unless_there
-from training.recipes import RECIPES, make_initial, write_json
+from training.pipeline import WEIGHTS, unless_there
+from training.recipes import write_json
 
 LEGACY, DPO = "legacy", "+DPO"
 ARMS = (*ABLATIONS, DPO, LEGACY)
+SIZES = ("num_layers", "num_attention_heads", "num_query_tokens", "num_selected_tokens", "max_relative_positions")
 RESULT, REPORT, OPTIONS = "ablation.json", "ablation.md", "options.json"
 
 
-def make_arm(arm: str, recipe: str, data: list[Path], vision: Path, folder: Path, seed: int) -> None:
-    """Write an arm's untrained checkpoint with the shared tower."""
-    name = "full" if arm in (DPO, LEGACY) else arm
-    make_initial(RECIPES[recipe], read_manifests(data), folder, seed, name)
-    if arm == LEGACY:
-        _make_legacy(folder, seed)
-    take_tower(folder, vision)
-
-
-def _make_legacy(folder: Path, seed: int) -> None:
+def arm_config(arm: str, config: Mu2Config) -> Mu2Config:
+    """The shared checkpoint's config with the tokenizer of an arm, of the same sizes."""
+    tokenizer = config.tokenizer.to_dict()
+    parts: dict[str, Any] = {"text_config": config.text_config, "vision_config": config.vision.to_dict()}
+    if arm != LEGACY:
+        name = "full" if arm == DPO else arm
+        config.tokenizer_config = Mu2Config.ablation(name, tokenizer_config=tokenizer, **parts).tokenizer
+        return config
     # Only the tokenizer is the published one: placement and preprocessing stay, so that the arms see the same input.
-    config = Mu2Config.from_pretrained(folder)
-    tokenizer: Any = config.tokenizer
-    sizes = {key: getattr(tokenizer, key) for key in ("num_layers", "num_attention_heads", "num_query_tokens")}
-    sizes |= {key: getattr(tokenizer, key) for key in ("num_selected_tokens", "max_relative_positions")}
-    text: Any = config.text_config
-    config.tokenizer_config = Mu2Config.legacy(
-        text, vision_config=config.vision.to_dict(), tokenizer_config=sizes
-    ).tokenizer
-    processor = Mu2Processor.from_pretrained(folder)
+    sizes = {key: tokenizer[key] for key in SIZES}
+    config.tokenizer_config = Mu2Config.legacy(tokenizer_config=sizes, **parts).tokenizer
+    return config
+
+
+def make_arm(arm: str, start: Path, folder: Path, seed: int) -> None:
+    """Write an arm's first checkpoint: `start` with a new projector and tokenizer, drawn from the seed."""
+    shared = Mu2ForConditionalGeneration.from_pretrained(start, dtype="float32")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Mu2ForConditionalGeneration(config)
-    model.generation_config = Mu2ForConditionalGeneration.from_pretrained(folder).generation_config
+        model = Mu2ForConditionalGeneration(arm_config(arm, Mu2Config.from_pretrained(start)))
+    model.model.vision_tower.load_state_dict(shared.model.vision_tower.state_dict())
+    model.model.language_model.load_state_dict(shared.model.language_model.state_dict())
+    model.lm_head.load_state_dict(shared.lm_head.state_dict())
+    model.generation_config = shared.generation_config
     model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    Mu2Processor.from_pretrained(start).save_pretrained(folder)
 
 
 def run_arm(
@@ -83,7 +85,7 @@ def run_arm(
         unless_there(model, lambda: commands.dpo(sft, pairs, model, lr=DPO_RATE, epochs=epochs, **tuned))
     else:
         start, read, model = folder / "init", folder / "tokenizer", sft
-        unless_there(start, lambda: make_arm(arm, options["recipe"], data, options["vision"], start, seed))
+        unless_there(start, lambda: make_arm(arm, options["start"], start, seed))
         unless_there(
             read,
             lambda: tokenizer_stage.tokenizer(
@@ -125,7 +127,7 @@ def same_options(out: Path, asked: dict[str, Any]) -> None:
 
 
 def ablate(
-    vision: Annotated[Path, typer.Option(help="Checkpoint with the trained tower that all arms share.")],
+    start: Annotated[Path, typer.Option(help="Checkpoint whose trained tower and language model all arms share.")],
     data: commands.Data,
     held_out: Annotated[list[Path], typer.Option("--held-out", help="Manifest to score on.")],
     preference_data: Annotated[list[Path], typer.Option("--preference-data", help="Manifest to draft preferences on.")],
@@ -133,7 +135,6 @@ def ablate(
     cache: commands.Cache = commands.DEFAULT_CACHE,
     arms: Annotated[list[str] | None, typer.Option("--arm", help="Only these arms: " + ", ".join(ARMS))] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0.")] = 3,
-    recipe: Annotated[str, typer.Option(help="Sizes.")] = "phantom",
     tokenizer_steps: Annotated[int, typer.Option(min=1)] = 1000,
     sft_epochs: Annotated[float, typer.Option()] = 1,
     dpo_epochs: Annotated[float, typer.Option()] = 1,
@@ -146,12 +147,12 @@ def ablate(
     if unknown:
         raise typer.BadParameter(f"no arm is called {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
     out.mkdir(parents=True, exist_ok=True)
-    trained = {"recipe": recipe, "tokenizer_steps": tokenizer_steps, "sft_epochs": sft_epochs, "dpo_epochs": dpo_epochs}
-    trained["bf16"] = bf16
+    trained = {"tokenizer_steps": tokenizer_steps, "sft_epochs": sft_epochs, "dpo_epochs": dpo_epochs, "bf16": bf16}
     cases = evaluation_commands.held_out_cases(held_out, None, ("test", "validation"))
     digests = {"data": manifest_digest(read_manifests(data)), "held_out": manifest_digest(cases)}
+    digests["start"] = file_digest(start / WEIGHTS)
     same_options(out, {**trained, **digests, "preference_data": manifest_digest(read_manifests(preference_data))})
-    options = {"out": out, "cache": cache, "vision": vision, "threads": threads, **trained}
+    options = {"out": out, "cache": cache, "start": start, "threads": threads, **trained}
     command = shlex.join(["python", "-m", "training", *sys.argv[1:]])
     figures: dict[str, list[dict[str, Any]]] = defaultdict(list)
     runs: dict[str, list[Evaluation]] = defaultdict(list)

@@ -4,13 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
-
 from training import commands
 from training.phantoms.generate import ImageFormat, Order, Split, generate
 
 WEIGHTS = "model.safetensors"
-TOWER = "model.vision_tower."
 
 
 @dataclass(frozen=True)
@@ -52,15 +49,3 @@ def unless_there(folder: Path, run: Callable[[], None], file: str = WEIGHTS) -> 
         commands.NOTES.print(f"{folder.name}: there already")
         return
     run()
-
-
-def take_tower(initial: Path, vision: Path) -> None:
-    """Give an untrained checkpoint the trained vision tower of another of the same sizes; ValueError when they differ."""
-    weights, trained = load_file(initial / WEIGHTS), load_file(vision / WEIGHTS)
-    tower = {name: tensor for name, tensor in trained.items() if name.startswith(TOWER)}
-    for name, tensor in tower.items():
-        if name not in weights or weights[name].shape != tensor.shape:
-            raise ValueError(f"{name} does not fit: {initial.name} and {vision.name} are of different sizes")
-    partial = initial / f"{WEIGHTS}.partial"
-    save_file(weights | tower, partial, metadata={"format": "pt"})
-    partial.replace(initial / WEIGHTS)

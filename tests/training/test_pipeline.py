@@ -12,14 +12,12 @@ from rich.progress import Progress
 from safetensors.torch import load_file
 
 from mu2_model import Mu2ForConditionalGeneration
-from tests.training.conftest import TINY
-from training import ablate, pipeline, recipes
+from training import ablate, pipeline
 from training.data import Case, read_manifest
 from training.dense_data import DenseData
 from training.metrics.findings import Stated
 from training.phantoms.generate import Split
 from training.readout import read_out, readout_command
-from training.recipes import make_initial
 from training.vision import (
     VisionSettings,
     VisionTraining,
@@ -61,7 +59,7 @@ def test_the_vision_stage_changes_the_tower_alone(world: Path, towered: Path) ->
     before, after = load_file(world / "init" / pipeline.WEIGHTS), load_file(towered / pipeline.WEIGHTS)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
-    assert all(name.startswith(pipeline.TOWER) for name in moved)
+    assert all(name.startswith("model.vision_tower.") for name in moved)
     assert (towered / "vision_state.pt").is_file()
 
 
@@ -83,27 +81,23 @@ def test_saying_no_everywhere_is_no_way_out_of_the_loss() -> None:
     assert finding_loss(found, fractions) < 0.2 < 5 < finding_loss(never, fractions)
 
 
-def test_an_arm_takes_the_shared_tower_and_refuses_one_of_other_sizes(
-    world: Path, cases: list[Case], towered: Path, tmp_path: Path
-) -> None:
-    start = make_initial(TINY, cases, tmp_path / "same", seed=3)
-    pipeline.take_tower(start, towered)
-    ours, shared = load_file(start / pipeline.WEIGHTS), load_file(towered / pipeline.WEIGHTS)
-    tower = [name for name in ours if name.startswith(pipeline.TOWER)]
-    assert all(torch.equal(ours[name], shared[name]) for name in tower)
-    Mu2ForConditionalGeneration.from_pretrained(start)
-    other = make_initial(recipes.RECIPES["smoke"], cases, tmp_path / "other")
-    with pytest.raises(ValueError, match="different sizes"):
-        pipeline.take_tower(other, towered)
+@pytest.mark.parametrize("arm", ["baseline", ablate.DPO, ablate.LEGACY])
+def test_an_arm_begins_with_the_shared_tower_and_language_model(arm: str, towered: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    ablate.make_arm(arm, towered, first, seed=3)
+    ablate.make_arm(arm, towered, second, seed=4)
+    one, other, shared = (load_file(folder / pipeline.WEIGHTS) for folder in (first, second, towered))
+    new = ("model.projector.", "model.visual_tokenizer.")
+    assert all(torch.equal(one[name], tensor) for name, tensor in shared.items() if not name.startswith(new))
+    assert any(not torch.equal(one[name], other[name]) for name in one if name.startswith(new))
+    Mu2ForConditionalGeneration.from_pretrained(first)
 
 
 @pytest.fixture
-def arms(world: Path, towered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setitem(recipes.RECIPES, "tiny", TINY)
-
+def arms(world: Path, towered: Path, tmp_path: Path) -> Any:
     def run(*names: str) -> list[dict[str, Any]]:
         out = tmp_path / "arms"
-        options: dict[str, Any] = {"arms": list(names), "seeds": 1, "recipe": "tiny", "cache": world / "cache"}
+        options: dict[str, Any] = {"arms": list(names), "seeds": 1, "cache": world / "cache"}
         options |= {"tokenizer_steps": 3, "sft_epochs": 1, "dpo_epochs": 1, "threads": 1, "bf16": False}
         ablate.ablate(towered, [world], [world], [world], out, **options)
         return list(json.loads((out / ablate.RESULT).read_text())["arms"])
