@@ -40,6 +40,25 @@ RUN_BY = {  # the modules that an image's commands begin with, in compose.yaml
     "review": ("worker.__main__", "worker.cli.review", "worker.cli.user"),
 }
 OF_AN_EXTRA_THAT_A_SITE_CHOOSES = {"torchao"}  # int8 weights
+PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+TORCH_WITH_CUDA = "2.13.0"  # the release whose needs are the next two; resolve them again for another
+EXACT_NEEDS_OF_CUDA = {  # torch's own metadata on PyPI, for Linux
+    "nvidia-cudnn-cu13": "9.20.0.48",
+    "nvidia-cusparselt-cu13": "0.8.1",
+    "nvidia-nccl-cu13": "2.29.7",
+    "nvidia-nvshmem-cu13": "3.4.5",
+    "triton": "3.7.1",
+}
+OPEN_NEEDS_OF_CUDA = {  # ranges, there or in the metadata of cuda-toolkit 13.0.3 and what that brings
+    "cuda-bindings",
+    "cuda-pathfinder",
+    "cuda-toolkit",
+    *(
+        f"nvidia-{name}"
+        for name in ("cublas", "cufft", "cufile", "curand", "cusolver", "cusparse", "nvjitlink", "nvtx")
+    ),
+    *(f"nvidia-cuda-{name}" for name in ("cupti", "nvrtc", "runtime")),
+}
 IN_THE_IMAGE = {"python", "mu2", "sh", "find", "grep", "redis-cli", "pg_isready"}  # slim has findutils and grep
 
 
@@ -268,12 +287,23 @@ def test_package_takes_every_file_of_it_along(package: str) -> None:
 
 
 def test_gpu_image_takes_torch_with_cuda_and_the_others_may_take_it_without() -> None:
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
-    assert re.fullmatch(r"[\d.]+", pins["torch"]), "a local version (+cpu) would keep CUDA out of the GPU worker"
+    assert re.fullmatch(r"[\d.]+", PINS["torch"]), "a local version (+cpu) would keep CUDA out of the GPU worker"
     assert "TORCH_INDEX" not in (DOCKER / "worker-gpu.Dockerfile").read_text()
     assert "args" not in OURS["worker-gpu"]["build"]
     for name in ("worker-cpu", "review"):
         assert OURS[name]["build"]["args"] == ["TORCH_INDEX"]
+
+
+def test_what_torch_with_cuda_brings_is_pinned() -> None:
+    assert PINS["torch"] == TORCH_WITH_CUDA
+    assert {name: PINS.get(name) for name in EXACT_NEEDS_OF_CUDA} == EXACT_NEEDS_OF_CUDA
+    assert OPEN_NEEDS_OF_CUDA - set(PINS) == set()
+
+
+def test_all_that_is_installed_for_our_extras_is_pinned() -> None:
+    extras = set(PROJECT["optional-dependencies"]) - {"int8"}
+    installed = {canonicalize_name(found.name) for found in metadata.distributions()}
+    assert brought_by(extras) & installed - {canonicalize_name(name) for name in PINS} == set()
 
 
 def test_every_secret_is_declared_and_made(tmp_path: Path) -> None:
