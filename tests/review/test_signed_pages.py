@@ -9,8 +9,8 @@ from tests.core.builders import claimed
 from tests.review.builders import PASSWORD, SENTENCES, Department, Reader
 from tests.review.test_pages import accept_all, card_ids, copy_revision, revision_of, state_of
 from worker.core import editing, reports, studies
-from worker.core.records import Stage, Study
-from worker.core.report import Provenance, ReportState
+from worker.core.records import Stage, Study, StudyStatus
+from worker.core.report import Provenance, ReportState, Sentence
 from worker.review import origins
 
 
@@ -27,10 +27,11 @@ def judged_and_signed(reader: Reader, study_id: str) -> None:
     assert answer.status_code == 200
 
 
-def redrafted(here: Department, study_id: str) -> None:
+def redrafted(here: Department, study_id: str, sentences: tuple[Sentence, ...] = SENTENCES[:1]) -> None:
     """The machine drafts the study again, in a new revision."""
     with here.database.write() as session:
-        studies.requeue(session, study_id)
+        if session.get_one(Study, study_id).status is StudyStatus.DRAFTED:
+            studies.requeue(session, study_id)
         folder = session.get_one(Study, study_id).model_input or "inputs/x"
     prepare = claimed(here.database, Stage.PREPARE)
     with here.database.write() as session:
@@ -39,7 +40,7 @@ def redrafted(here: Department, study_id: str) -> None:
     with here.database.write() as session:
         study = studies.held(session, claim)
         assert study is not None
-        draft = reports.Draft(SENTENCES[:1], Provenance("mu2LLM", "0.2", "0" * 64, "prompt"))
+        draft = reports.Draft(sentences, Provenance("mu2LLM", "0.2", "0" * 64, "prompt"))
         reports.add_draft(session, study, draft)
         studies.mark_drafted(session, study, claim)
 
@@ -152,8 +153,45 @@ def test_rejected_text_stays_when_the_machine_drafts_again(here: Department, rea
     reader.act(f"/studies/{study_id}/reject", reason="motion")
     redrafted(here, study_id)
     text = reader.get(f"/studies/{study_id}").text
-    assert SENTENCES[1].text in text and "Reason: motion" in text and "What was decided stands" in text
+    assert SENTENCES[1].text in text and "Reason: motion" in text and "The rejected text stays on record" in text
     assert "REJECTED" in reader.get(f"/studies/{study_id}/print").text
+
+
+def test_draft_made_after_a_rejection_is_read_and_signed_once_a_radiologist_takes_it_up(
+    here: Department, reader: Reader, page: str
+) -> None:
+    study_id = here.drafted(slices=2)
+    text = reader.get(f"/studies/{study_id}").text
+    assert reader.act(f"/studies/{study_id}/reject", reason="motion").status_code == 200
+    assert reader.act(f"/studies/{study_id}/start-over").status_code == 409  # nothing newer is there
+    assert study_id not in reader.get("/").text
+    assert reader.act(f"/studies/{study_id}/regenerate").status_code == 200
+    redrafted(here, study_id, sentences=(SENTENCES[0], SENTENCES[3]))
+    assert "rejected, drafted again" in reader.get("/").text
+    assert reader.get("/worklist/next").headers["location"].endswith(study_id)
+    with Reader(base_url=page) as viewer:
+        viewer.log_in("viewer")
+        assert "start-over" not in viewer.get(f"/studies/{study_id}").text
+        assert viewer.act(f"/studies/{study_id}/start-over").status_code == 403
+    text = reader.act(f"/studies/{study_id}/start-over").text
+    assert state_of(here, study_id) is ReportState.AI_DRAFT
+    assert SENTENCES[0].text in text and SENTENCES[1].text not in text
+    revision = accept_all(reader, study_id)
+    assert reader.act(f"/studies/{study_id}/sign", revision=revision, password=PASSWORD).status_code == 200
+    assert state_of(here, study_id) is ReportState.FINAL
+    with here.database.read() as session:
+        versions = session.get_one(Study, study_id).report.versions  # type: ignore[union-attr]
+        assert [version.state.value for version in versions] == ["ai_draft", "rejected", "ai_draft", "final"]
+
+
+def test_retracted_report_is_not_taken_up_again_by_a_newer_draft(here: Department, reader: Reader) -> None:
+    study_id = here.drafted(slices=2)
+    judged_and_signed(reader, study_id)
+    reader.act(f"/studies/{study_id}/retract", reason="wrong patient", password=PASSWORD)
+    redrafted(here, study_id)
+    assert "What was decided stands" in reader.get(f"/studies/{study_id}").text
+    assert reader.act(f"/studies/{study_id}/start-over").status_code == 409
+    assert state_of(here, study_id) is ReportState.RETRACTED
 
 
 def test_nobody_signs_over_words_of_their_own_that_lost_to_another_reader(

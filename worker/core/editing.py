@@ -50,28 +50,25 @@ def radiologist(session: Session, reader: Reader) -> User:
 
 
 def of_record(session: Session, report_id: str) -> ReportVersion:
-    """The version that stands: the newest signed, retracted or rejected one, else the newest of all; raises `NotFoundError`.
+    """The version that stands; raises `NotFoundError`.
 
-    A draft that the machine wrote again afterwards never takes the place of what a person decided.
+    While the text is under work that is the newest of all; else the newest that was signed, retracted or rejected: a draft
+    that the machine wrote again afterwards never takes the place of what a person decided by itself.
     """
-    stands = session.scalars(
+    decided = sa.select(ReportVersion.id).where(
+        ReportVersion.report_id == report_id,
+        ReportVersion.state.in_([*SIGNED_STATES, ReportState.RETRACTED, ReportState.REJECTED]),
+    )
+    report = session.get(records.Report, report_id)
+    under_work = report is not None and report.state in EDITABLE_STATES
+    versions = (
         sa.select(ReportVersion)
-        .where(
-            ReportVersion.report_id == report_id,
-            ReportVersion.state.in_([*SIGNED_STATES, ReportState.RETRACTED, ReportState.REJECTED]),
-        )
+        .where(ReportVersion.report_id == report_id)
         .order_by(ReportVersion.number.desc())
         .limit(1)
-    ).one_or_none()
-    version = (
-        stands
-        or session.scalars(
-            sa.select(ReportVersion)
-            .where(ReportVersion.report_id == report_id)
-            .order_by(ReportVersion.number.desc())
-            .limit(1)
-        ).one_or_none()
     )
+    stands = None if under_work else session.scalars(versions.where(ReportVersion.id.in_(decided))).one_or_none()
+    version = stands or session.scalars(versions).one_or_none()
     if version is None:
         raise NotFoundError("the report has no version yet")
     return version
@@ -115,20 +112,6 @@ def newer_draft(session: Session, copy: WorkingCopy) -> ReportVersion | None:
         .order_by(ReportVersion.number.desc())
         .limit(1)
     ).one_or_none()
-
-
-def start_over(session: Session, report_id: str, reader: Reader) -> WorkingCopy:
-    """Puts the working copy aside, where it stays on record, and begins one from the newest draft."""
-    user = radiologist(session, reader)
-    report = locked_report(session, report_id)
-    if report.state not in EDITABLE_STATES:
-        raise StateError(f"the report is {report.state}; it cannot be edited")
-    copy = current_copy(session, report_id)
-    if copy is not None:
-        copy.closed_at = studies.now()
-        session.flush()
-    audit.append(session, "start_over", actor=user.username, study_id=report.study_id, origin=reader.origin)
-    return begin(session, of_record(session, report_id))
 
 
 def leave_correction(session: Session, report_id: str, reader: Reader) -> None:

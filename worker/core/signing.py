@@ -3,7 +3,7 @@
     ai_draft ─▶ preliminary ─┬─▶ final ─▶ corrected ─▶ addended      (corrected inside the window, addended after it)
         │            │       │      └──────────┴───────────┴──▶ retracted
         ├────────────┼───────┘
-        └────────────┴──▶ rejected
+        └────────────┴──▶ rejected ─▶ ai_draft      (where a draft was made since: `redrafts.start_over`)
 
 Each act checks the state it leaves, the role, and what it needs of proof; then version, signature, messages and audit are
 written in the caller's one transaction. Signing uses up one `Authentication`: a proof that the person who signs was there

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from worker.core import checks, editing, records, reports, signing
+from worker.core import checks, editing, records, redrafts, reports, signing
 from worker.core.checks import Problem
 from worker.core.errors import StateError
 from worker.core.records import AuthorKind, ReportVersion
@@ -78,6 +78,7 @@ class Panel:
     reason: str
     disclosure: str
     newer_draft: bool
+    may_start_over: bool  # from the newer draft, in place of the text here
     correctable: bool
     is_correction: bool
     unsigned: tuple[tuple[Piece, ...], ...]  # what a correction had changed when the time to sign it was over
@@ -141,6 +142,7 @@ def build(session: Session, report: records.Report, login: Login, desk: Desk, se
     else:
         cards = tuple(_read_only_card(row, settings, drafted.get(row.id)) for row in version.sentences)
         sentences = [reports.to_sentence(row) for row in version.sentences]
+    newer = _newer_draft(session, report, copy, version)
     has_machine_text = any(s.origin is not Origin.PERSON for s in sentences)
     reviewed = copy is None and version.state in SIGNED_STATES
     return Panel(
@@ -155,7 +157,8 @@ def build(session: Session, report: records.Report, login: Login, desk: Desk, se
         signer=_signer(version),
         reason=version.reason,
         disclosure="" if not has_machine_text else DISCLOSURE_REVIEWED if reviewed else DISCLOSURE,
-        newer_draft=_newer_draft(session, report, copy, version),
+        newer_draft=newer,
+        may_start_over=newer and login.may_edit and redrafts.can_start_over(session, report),
         correctable=correctable,
         is_correction=copy is not None and report.state in SIGNED_STATES,
         unsigned=_changes(lapsed) if lapsed is not None else (),

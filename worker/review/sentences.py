@@ -8,7 +8,7 @@ from fastapi import APIRouter, Form
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
-from worker.core import audit, editing, records, studies
+from worker.core import audit, editing, records, redrafts, studies
 from worker.core.errors import NotFoundError, ReportError
 from worker.core.records import new_id
 from worker.core.report import Assessment, Section
@@ -128,7 +128,7 @@ def start_over(study_id: str, found: OfficeOf, login: RadiologistLogin) -> Respo
 
     def work(session: Session) -> Response:
         report = find_report(session, study_id)
-        editing.start_over(session, report.id, login.reader)
+        redrafts.start_over(session, report.id, login.reader)
         return report_side(
             session, found, login, study_id, notice="The newest draft is shown; the text before stays on record."
         )

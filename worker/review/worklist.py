@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Form, Query
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.orm import Session
 
-from worker.core import audit, studies
+from worker.core import audit, redrafts, studies
 from worker.core.records import Report, Series, Study, StudyStatus, User
 from worker.core.report import SIGNED_STATES, ReportState
 from worker.core.review_records import Presence, WorkingCopy
@@ -31,6 +31,7 @@ class Reading(StrEnum):
     PRELIMINARY = "preliminary"
     SIGNED = "signed"
     REJECTED = "rejected"
+    REDRAFTED = "redrafted"  # rejected, and drafted again since
     RETRACTED = "retracted"
     WAITING = "waiting"  # the draft is on its way
     NO_DRAFT = "no_draft"  # there will be none, with the reason
@@ -66,6 +67,7 @@ TITLES = {
     Reading.PRELIMINARY: "preliminary",
     Reading.SIGNED: "signed",
     Reading.REJECTED: "rejected",
+    Reading.REDRAFTED: "rejected, drafted again",
     Reading.RETRACTED: "retracted",
     Reading.WAITING: "draft on its way",
     Reading.NO_DRAFT: "no draft",
@@ -87,14 +89,14 @@ class Line:
         return TITLES[self.reading]
 
 
-def reading_of(study: Study, state: ReportState | None, revision: int | None) -> Reading:
+def reading_of(study: Study, state: ReportState | None, revision: int | None, redrafted: bool) -> Reading:
     """Where a study stands: its report's state before its own, because a signed report survives a new revision."""
     if state in SIGNED_STATES:
         return Reading.SIGNED
     if state is ReportState.RETRACTED:
         return Reading.RETRACTED
     if state is ReportState.REJECTED:
-        return Reading.REJECTED
+        return Reading.REDRAFTED if redrafted else Reading.REJECTED
     if state is ReportState.PRELIMINARY:
         return Reading.PRELIMINARY
     if state is ReportState.AI_DRAFT:
@@ -106,7 +108,14 @@ def reading_of(study: Study, state: ReportState | None, revision: int | None) ->
 
 _SHOWN: dict[StateFilter, frozenset[Reading]] = {
     StateFilter.OPEN: frozenset(
-        {Reading.UNREAD, Reading.READING, Reading.PRELIMINARY, Reading.WAITING, Reading.NO_DRAFT}
+        {
+            Reading.UNREAD,
+            Reading.READING,
+            Reading.PRELIMINARY,
+            Reading.REDRAFTED,
+            Reading.WAITING,
+            Reading.NO_DRAFT,
+        }
     ),
     StateFilter.CLOSED: frozenset({Reading.REJECTED, Reading.RETRACTED}),
     StateFilter.ALL: frozenset(Reading),
@@ -126,7 +135,7 @@ def lines(
 ) -> list[Line]:
     """Studies in a reader's order: priority, then the longest waiting first; `most` of them after `skip`."""
     query = (
-        sa.select(Study, Report.state, WorkingCopy.revision)
+        sa.select(Study, Report.state, WorkingCopy.revision, redrafts.redrafted())
         .outerjoin(Report, Report.study_id == Study.id)
         .outerjoin(WorkingCopy, sa.and_(WorkingCopy.report_id == Report.id, WorkingCopy.closed_at.is_(None)))
         .where(sa.or_(*(_condition(reading) for reading in shown)))
@@ -152,11 +161,11 @@ def lines(
     return [
         Line(
             study,
-            reading_of(study, state, revision),
+            reading_of(study, state, revision, redrafted),
             study.reason if study.status in {StudyStatus.SKIPPED, StudyStatus.FAILED} else "",
             tuple(present.get(study.id, ())),
         )
-        for study, state, revision in rows
+        for study, state, revision, redrafted in rows
     ]
 
 
@@ -169,7 +178,8 @@ def _condition(reading: Reading) -> sa.ColumnElement[bool]:
         Reading.READING: sa.and_(Report.state == ReportState.AI_DRAFT, touched),
         Reading.PRELIMINARY: Report.state == ReportState.PRELIMINARY,
         Reading.SIGNED: Report.state.in_(SIGNED_STATES),
-        Reading.REJECTED: Report.state == ReportState.REJECTED,
+        Reading.REJECTED: sa.and_(Report.state == ReportState.REJECTED, ~redrafts.redrafted()),
+        Reading.REDRAFTED: sa.and_(Report.state == ReportState.REJECTED, redrafts.redrafted()),
         Reading.RETRACTED: Report.state == ReportState.RETRACTED,
         Reading.WAITING: sa.and_(none, ~refused),
         Reading.NO_DRAFT: sa.and_(none, refused),
@@ -277,7 +287,7 @@ def next_unread(found: OfficeOf, login: ReaderLogin, after: Annotated[str, Query
     `after` is the study that the page shows: the one behind it in the list comes next, and after the last one the first.
     """
     with found.database.read() as session:
-        unread = lines(session, shown=frozenset({Reading.UNREAD}))
+        unread = lines(session, shown=frozenset({Reading.UNREAD, Reading.REDRAFTED}))
     free = [line.study.id for line in unread if not set(line.readers) - {login.username}]
     if after in free:
         place = free.index(after)
