@@ -43,6 +43,12 @@ def log_in(page: Page, address: str, username: str = "reader") -> None:
     page.wait_for_load_state("domcontentloaded")  # by then the keys listen
 
 
+def open_study(page: Page, address: str, study_id: str) -> None:
+    """Logs in as a reader and opens a study."""
+    log_in(page, address)
+    page.goto(f"{address}/studies/{study_id}")
+
+
 def wait_for_picture(page: Page) -> None:
     """Waits until a slice is on the canvas."""
     page.wait_for_selector("#viewer[data-painted]")

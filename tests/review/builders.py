@@ -161,9 +161,9 @@ class Reader(httpx.Client):
 
 
 @contextlib.contextmanager
-def served(app: FastAPI) -> Iterator[str]:
-    """The application on a loopback port, as the base address."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1)
+def served(app: FastAPI, port: int = 0) -> Iterator[str]:
+    """The application on a loopback port, a free one or this, as the base address."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, timeout_graceful_shutdown=1)
     ours = hasattr(app.state, "office")
     server = PageServer(config) if ours else uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

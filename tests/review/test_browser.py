@@ -13,6 +13,7 @@ from tests.review.browser import (
     hard_to_read,
     log_in,
     needs_chromium,
+    open_study,
     picture,
     until,
     wait_for_picture,
@@ -178,8 +179,7 @@ def test_idle_desk_is_covered_and_unsaved_text_is_kept(sqlite_database: Database
     here.user("reader", Role.RADIOLOGIST)
     study_id = here.drafted(slices=2)
     with served(here.app()) as address:
-        log_in(window, address)
-        window.goto(f"{address}/studies/{study_id}")
+        open_study(window, address, study_id)
         field = window.locator("article.sentence textarea").nth(0)
         window.route("**/sentences/*", lambda route: route.abort())  # the network fails while the reader types
         field.fill("Typed and not saved.")

@@ -1,21 +1,17 @@
 """What goes wrong at a reader's desk, in a real Chromium: the network fails, the server restarts, many tabs are open."""
 
-import contextlib
-import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
-import uvicorn
 
 from tests.conftest import free_port
-from tests.review.browser import Browser, Page, log_in, needs_chromium, until
-from tests.review.builders import PASSWORD, SENTENCES, Department
+from tests.review.browser import Browser, Page, log_in, needs_chromium, open_study, until
+from tests.review.builders import PASSWORD, SENTENCES, Department, served
 from tests.review.test_pages import state_of
 from worker.core import reports
 from worker.core.report import ReportState
-from worker.review.server import PageServer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Route
@@ -33,8 +29,7 @@ def window(browser: Browser) -> Iterator[Page]:
 
 def open_judged(window: Page, page: str, study_id: str) -> None:
     """Opens a study and accepts every sentence."""
-    log_in(window, page)
-    window.goto(f"{page}/studies/{study_id}")
+    open_study(window, page, study_id)
     for place in range(len(SENTENCES)):
         window.locator("article.sentence").nth(place).locator('[data-act="accept"]').click()
         until(window, f"document.querySelectorAll('[data-assessment=accepted]').length === {place + 1}")
@@ -72,8 +67,7 @@ def test_report_that_is_drawn_again_keeps_the_words_that_are_on_their_way(
     here: Department, page: str, window: Page
 ) -> None:
     study_id = here.drafted(slices=2)
-    log_in(window, page)
-    window.goto(f"{page}/studies/{study_id}")
+    open_study(window, page, study_id)
     held: list[Route] = []
     slow = True
     window.route("**/sentences/*", lambda route: held.append(route) if slow else route.continue_())  # a slow network
@@ -95,8 +89,7 @@ def test_report_that_is_drawn_again_keeps_the_words_that_are_on_their_way(
 
 def test_words_that_arrive_late_do_not_take_the_place_of_newer_ones(here: Department, page: str, window: Page) -> None:
     study_id = here.drafted(slices=2)
-    log_in(window, page)
-    window.goto(f"{page}/studies/{study_id}")
+    open_study(window, page, study_id)
     held: list[Route] = []
     window.route("**/sentences/*", lambda route: route.continue_() if held else held.append(route))
     field = window.locator("article.sentence textarea").nth(0)
@@ -115,8 +108,7 @@ def test_words_that_arrive_late_do_not_take_the_place_of_newer_ones(here: Depart
 
 def test_words_typed_while_a_judgement_is_on_its_way_are_kept(here: Department, page: str, window: Page) -> None:
     study_id = here.drafted(slices=2)
-    log_in(window, page)
-    window.goto(f"{page}/studies/{study_id}")
+    open_study(window, page, study_id)
     held: list[Route] = []
     window.route("**/sentences/*", lambda route: route.continue_() if held else held.append(route))
     window.keyboard.press("j")
@@ -136,8 +128,7 @@ def test_words_typed_while_a_judgement_is_on_its_way_are_kept(here: Department, 
 
 def test_words_typed_a_moment_before_the_page_goes_are_saved(here: Department, page: str, window: Page) -> None:
     study_id = here.drafted(slices=2)
-    log_in(window, page)
-    window.goto(f"{page}/studies/{study_id}")
+    open_study(window, page, study_id)
     window.locator("article.sentence textarea").nth(0).fill("Typed at the last moment.")
     window.goto(f"{page}/")
     window.goto(f"{page}/studies/{study_id}")
@@ -178,36 +169,18 @@ def here_study(window: Page) -> str:
     return window.url.rsplit("/", 1)[1]
 
 
-@contextlib.contextmanager
-def running(here: Department, port: int) -> Iterator[str]:
-    """The page on a port of its own, so that it can come back there."""
-    config = uvicorn.Config(here.app(), host="127.0.0.1", port=port, log_config=None, timeout_graceful_shutdown=1)
-    server = PageServer(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 60
-    while not server.started:
-        assert time.monotonic() < deadline, "the page did not start"
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(timeout=15)
-
-
 def test_worklist_shows_after_a_restart_what_came_meanwhile_and_keeps_the_readers_line(
     here: Department, window: Page
 ) -> None:
     here.drafted(slices=2, size=8, accession="A-before")
     port = free_port()
-    with running(here, port) as page:
+    with served(here.app(), port) as page:
         log_in(window, page)
         window.keyboard.press("j")
         line = window.evaluate("document.activeElement.id")
         assert line.startswith("open-")
     here.drafted(slices=2, size=8, accession="A-meanwhile")
-    with running(here, port):
+    with served(here.app(), port):
         until(window, "document.getElementById('rows').innerText.includes('A-meanwhile')")
         here.drafted(slices=2, size=8, accession="A-after")
         until(window, "document.getElementById('rows').innerText.includes('A-after')")

@@ -142,26 +142,15 @@ def test_login_for_one_study_signs_no_other(clinic: Clinic) -> None:
     assert clinic.browser.act(f"/studies/{one}/sign", revision=revision).status_code == 200
 
 
-def test_provider_that_does_not_ask_again_signs_nothing(clinic: Clinic) -> None:
+@pytest.mark.parametrize(
+    ("lie", "value"),
+    [("obeys_prompt", False), ("sends_auth_time", False), ("subject", "subject-2")],
+    ids=["does not ask again", "does not tell the time of the login", "somebody else"],
+)
+def test_provider_that_does_not_prove_who_is_there_now_signs_nothing(clinic: Clinic, lie: str, value: object) -> None:
     clinic.log_in()
     study_id = clinic.here.drafted(slices=2)
-    clinic.provider.obeys_prompt = False
-    assert clinic.prove(study_id).status_code == 403
-    assert clinic.proofs() == 0
-
-
-def test_provider_that_does_not_tell_the_time_of_the_login_signs_nothing(clinic: Clinic) -> None:
-    clinic.log_in()
-    study_id = clinic.here.drafted(slices=2)
-    clinic.provider.sends_auth_time = False
-    assert clinic.prove(study_id).status_code == 403
-    assert clinic.proofs() == 0
-
-
-def test_somebody_else_at_the_provider_signs_nothing(clinic: Clinic) -> None:
-    clinic.log_in()
-    study_id = clinic.here.drafted(slices=2)
-    clinic.provider.subject = "subject-2"
+    setattr(clinic.provider, lie, value)
     assert clinic.prove(study_id).status_code == 403
     assert clinic.proofs() == 0
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pypdf import PdfReader
 
-from tests.review.browser import Browser, Page, log_in, needs_chromium, picture, until, wait_for_picture
+from tests.review.browser import Browser, Page, log_in, needs_chromium, open_study, picture, until, wait_for_picture
 from tests.review.builders import Department
 from worker.core.records import Study
 from worker.core.report import DISCLOSURE, Section, Sentence
@@ -176,8 +176,7 @@ def test_what_was_mended_in_the_geometry_stands_on_the_picture(here: Department,
             "series": [],
             "volumes": [{"regions": ["chest"], "repairs": repairs}],
         }
-    log_in(window, page)
-    window.goto(f"{page}/studies/{study_id}")
+    open_study(window, page, study_id)
     wait_for_picture(window)
     told = window.inner_text("#readout").split("\n")
     assert told == [*(f"repaired: {repair}" for repair in repairs), "axial 2 / 2"]
@@ -192,8 +191,7 @@ def test_picture_of_another_slice_never_passes_for_the_one_that_is_coming(
     study_id = here.drafted(slices=24)
     held: list[Route] = []
     window.route("**/axial/13?*", lambda route: held.append(route))
-    log_in(window, page)
-    window.goto(f"{page}/studies/{study_id}")
+    open_study(window, page, study_id)
     wait_for_picture(window)
     window.keyboard.press("ArrowDown")
     until(window, "document.getElementById('readout').textContent === 'axial 14 / 24 is coming'")
@@ -210,8 +208,7 @@ def test_open_page_says_when_its_volume_was_made_anew(
     monkeypatch.setattr(Looks, "SECONDS", 0.0)
     window = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
     study_id = here.drafted(slices=4, size=8)
-    log_in(window, page)
-    window.goto(f"{page}/studies/{study_id}")
+    open_study(window, page, study_id)
     wait_for_picture(window)
     with here.database.write() as session:
         study = session.get_one(Study, study_id)

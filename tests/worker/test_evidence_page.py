@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.review.browser import chromium, log_in, needs_chromium, picture, until, wait_for_picture
+from tests.review.browser import chromium, needs_chromium, open_study, picture, until, wait_for_picture
 from tests.review.builders import PASSWORD, served
 from tests.worker.hospital_site import Site
 from worker import queues, tasks
@@ -45,8 +45,7 @@ def test_reader_asks_where_the_model_looked_and_sees_it_on_the_slice(site: Site,
     app = create_app(worker_process.settings, site.database, ring)
     with served(app) as address, chromium() as browser:
         page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
-        log_in(page, address)
-        page.goto(f"{address}/studies/{study.id}")
+        open_study(page, address, study.id)
         wait_for_picture(page)
         assert page.is_hidden("#overlay-label")
         card = page.locator("article.sentence", has_not_text=UNTRAINED).first
