@@ -19,9 +19,9 @@ from sqlalchemy.orm import Session
 from worker import variants
 from worker.core import audit, model_inputs, notices, outbox, reports, studies
 from worker.core.database import Database
-from worker.core.errors import InvalidObjectError, NothingToReportError, ReportError, StoreUnavailableError
+from worker.core.errors import InvalidObjectError, NothingToReportError, StoreUnavailableError
 from worker.core.records import Disposition, Instance, ReportVersion
-from worker.core.settings import Destination, ImagingSettings, Settings
+from worker.core.settings import ImagingSettings, Settings
 from worker.core.studies import Claim
 from worker.imaging import preview, stored, study
 from worker.imaging.rules import ImagingRules
@@ -213,29 +213,17 @@ def _withheld(settings: Settings, draft: reports.Draft) -> str:
 
 
 def _write_messages(session: Session, means: Means, version: ReportVersion) -> tuple[list[str], dict[str, str]]:
-    """One message a destination; one that cannot be written (no patient id, say) stops neither the draft nor the others."""
-    written: list[str] = []
-    unwritable: dict[str, str] = {}
-    for destination in means.settings.hl7.destinations:
-        try:
-            with session.begin_nested():
-                if _enqueue(session, means, version, destination):
-                    written.append(destination.name)
-        except ReportError as error:
-            unwritable[destination.name] = str(error)
-            means.metrics.unwritable.labels(destination.name).inc()
-            log.warning("message_unwritable", destination=destination.name, reason=error)
-    return written, unwritable
-
-
-def _enqueue(session: Session, means: Means, version: ReportVersion, destination: Destination) -> bool:
-    hl7_settings = means.settings.hl7
-    rows = outbox.enqueue(
+    """One message a destination; one that cannot be written stops neither the draft nor the others."""
+    site = means.settings.hl7
+    written, unwritable = outbox.enqueue_each(
         session,
         version,
-        [destination],
+        site.destinations,
         hl7.write,
-        default_authority=hl7_settings.assigning_authority,
-        procedure_codes=hl7_settings.procedure_codes,
+        default_authority=site.assigning_authority,
+        procedure_codes=site.procedure_codes,
     )
-    return bool(rows)
+    for name, error in unwritable.items():
+        means.metrics.unwritable.labels(name).inc()
+        log.warning("message_unwritable", destination=name, reason=error)
+    return written, {name: str(error) for name, error in unwritable.items()}

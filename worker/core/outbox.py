@@ -15,18 +15,18 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
-from worker.core import reports, studies
+from worker.core import outgoing, reports, studies
 from worker.core.errors import (
     DeliveryUnavailableError,
     DeliveryUnreachableError,
     LeaseLostError,
     Mu2Error,
     NotFoundError,
-    SignatureError,
+    ReportError,
     StateError,
 )
-from worker.core.records import REASON_LENGTH, Message, MessageState, ReportVersion, Signature, Study, new_id
-from worker.core.report import SIGNED_STATES, STATUS, Report, ReportState, canonical_text, text_sha256
+from worker.core.records import REASON_LENGTH, Message, MessageState, ReportVersion, Study, new_id
+from worker.core.report import Report, canonical_text, text_sha256
 from worker.core.settings import Destination
 
 Render = Callable[[Report, Destination, str, datetime], bytes]
@@ -37,7 +37,6 @@ LONGEST_UNREACHABLE_SECONDS = 60.0  # a connection that is refused costs nothing
 UNREACHABLE_SHARE_OF_AGE = 0.1
 _OPEN = (MessageState.PENDING, MessageState.SENT)
 _REPLACEABLE = (MessageState.PENDING, MessageState.PARKED, MessageState.REFUSED)
-_SIGNED_STATUSES = frozenset({"F", "C"})
 _CONTROL_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's: nothing to misread on the telephone
 
 
@@ -70,9 +69,9 @@ def enqueue(
     value = reports.to_value(session, version.id, default_authority=default_authority, procedure_codes=procedure_codes)
     rows = []
     for destination in destinations:
-        if not _may_leave(session, version, destination):
+        if not outgoing.may_leave(session, version, destination):
             continue
-        status = _result_status(value.state, destination)
+        status = outgoing.result_status(value.state, destination)
         control_id = new_control_id()
         row = Message(
             version_id=version.id,
@@ -82,7 +81,9 @@ def enqueue(
             control_id=control_id,
             result_status=status,
             text_sha256=value.text_sha256,
-            signature_version_id=_signature_for(session, version, value) if status in _SIGNED_STATUSES else None,
+            signature_version_id=outgoing.signature_for(session, version, value)
+            if status in outgoing.SIGNED_STATUSES
+            else None,
             payload=render(value, destination, control_id, studies.now()),
             created_at=studies.now(),
         )
@@ -91,6 +92,36 @@ def enqueue(
         rows.append(row)
     session.flush()
     return rows
+
+
+def enqueue_each(
+    session: Session,
+    version: ReportVersion,
+    destinations: Iterable[Destination],
+    render: Render,
+    *,
+    default_authority: str = "",
+    procedure_codes: Mapping[str, str] | None = None,
+) -> tuple[list[str], dict[str, ReportError]]:
+    """As `enqueue`, but a message that cannot be written (no patient id, say) stops no other; returns both by destination."""
+    written: list[str] = []
+    unwritable: dict[str, ReportError] = {}
+    for destination in destinations:
+        try:
+            with session.begin_nested():
+                rows = enqueue(
+                    session,
+                    version,
+                    [destination],
+                    render,
+                    default_authority=default_authority,
+                    procedure_codes=procedure_codes,
+                )
+        except ReportError as error:
+            unwritable[destination.name] = error
+        else:
+            written.extend(row.destination for row in rows)
+    return written, unwritable
 
 
 def new_control_id() -> str:
@@ -207,11 +238,7 @@ def release(session: Session, claimed: Claimed) -> None:
 
 def resend(session: Session, message_id: int) -> Message:
     """Parked or refused → pending, with all its tries again; raises `NotFoundError` or `StateError`."""
-    row = session.get(Message, message_id, with_for_update=True)
-    if row is None:
-        raise NotFoundError(f"no message has the number {message_id}")
-    if row.state not in {MessageState.PARKED, MessageState.REFUSED}:
-        raise StateError(f"message {message_id} is {row.state}; only parked and refused messages are sent again")
+    row = _stopped(session, message_id, "sent again")
     row.state = MessageState.PENDING
     row.attempts = 0
     row.due_at = None
@@ -238,11 +265,7 @@ def renew(
     taken after all, and a receiver takes another control id for another message: that needs `force`, from someone who
     asked there. Raises `NotFoundError`, `StateError`, `ReportError` when it still cannot be written, `SignatureError`.
     """
-    row = session.get(Message, message_id, with_for_update=True, populate_existing=True)
-    if row is None:
-        raise NotFoundError(f"no message has the number {message_id}")
-    if row.state not in {MessageState.PARKED, MessageState.REFUSED}:
-        raise StateError(f"message {message_id} is {row.state}; only parked and refused messages are renewed")
+    row = _stopped(session, message_id, "renewed")
     if row.in_doubt and not force:
         raise StateError(
             f"message {message_id} had a try without an answer, so its receiver may have taken it; "
@@ -255,7 +278,7 @@ def renew(
     later = sa.select(ReportVersion).where(
         ReportVersion.report_id == version.report_id, ReportVersion.number > version.number
     )
-    if any(_may_leave(session, one, destination) for one in session.scalars(later)):
+    if any(outgoing.may_leave(session, one, destination) for one in session.scalars(later)):
         raise StateError(f"the report of message {message_id} has a later version; that one is sent")
     row.state = MessageState.SUPERSEDED
     row.due_at = None
@@ -287,50 +310,9 @@ def _due() -> sa.ColumnElement[bool]:
     return sa.and_(sa.or_(waits, in_doubt), first_of_its_order)
 
 
-def _may_leave(session: Session, version: ReportVersion, destination: Destination) -> bool:
-    state = version.state
-    if state is ReportState.AI_DRAFT:
-        return destination.drafts != "none" and not reports.has_person(session, version.report_id)
-    if state is ReportState.PRELIMINARY:
-        return destination.preliminary and not reports.is_signed(session, version.report_id)
-    if STATUS[state].leaves == "if_sent":
-        return _something_left(session, version, destination.name)
-    return True
-
-
-def _something_left(session: Session, version: ReportVersion, destination: str) -> bool:
-    left = sa.exists().where(
-        Message.version_id == ReportVersion.id,
-        ReportVersion.report_id == version.report_id,
-        Message.destination == destination,
-        Message.sent_at.is_not(None),
-    )
-    return bool(session.scalar(sa.select(left)))
-
-
-def _result_status(state: ReportState, destination: Destination) -> str:
-    if state is ReportState.AI_DRAFT:
-        return destination.drafts
-    return STATUS[state].obr_25
-
-
-def _signature_for(session: Session, version: ReportVersion, value: Report) -> str:
-    """The version whose signature covers this text: its own, or for a retraction the one that is withdrawn."""
-    signed = session.scalars(
-        sa.select(Signature)
-        .join(ReportVersion, Signature.version_id == ReportVersion.id)
-        .where(ReportVersion.report_id == version.report_id, Signature.text_sha256 == value.text_sha256)
-        .order_by(ReportVersion.number.desc())
-    ).all()
-    own = [s for s in signed if s.version_id == version.id]
-    if own or (signed and version.state not in SIGNED_STATES):
-        return (own or list(signed))[0].version_id
-    raise SignatureError("a final, corrected or addended text leaves only with a person's signature on this very text")
-
-
 def _text_is_signed(session: Session, row: Message) -> bool:
     """Recomputes the hash of what F and C stand on, from the sentences as they are now."""
-    if row.result_status not in _SIGNED_STATUSES:
+    if row.result_status not in outgoing.SIGNED_STATUSES:
         return True
     version = session.get(ReportVersion, row.version_id)
     if version is None:
@@ -365,11 +347,24 @@ def _yield_to_newer(session: Session, row: Message) -> None:
         row.due_at = None
 
 
+def _locked(session: Session, message_id: int) -> Message:
+    row = session.get(Message, message_id, with_for_update=True, populate_existing=True)
+    if row is None:
+        raise NotFoundError(f"no message has the number {message_id}")
+    return row
+
+
+def _stopped(session: Session, message_id: int, what: str) -> Message:
+    """The locked row of a message that waits for a person to have it sent again or renewed."""
+    row = _locked(session, message_id)
+    if row.state not in {MessageState.PARKED, MessageState.REFUSED}:
+        raise StateError(f"message {message_id} is {row.state}; only parked and refused messages are {what}")
+    return row
+
+
 def _held(session: Session, claimed: Claimed) -> Message | None:
     """The locked row while the claim holds it; None when this claim was finished before (a lost commit answer)."""
-    row = session.get(Message, claimed.message_id, with_for_update=True, populate_existing=True)
-    if row is None:
-        raise NotFoundError(f"no message has the number {claimed.message_id}")
+    row = _locked(session, claimed.message_id)
     if row.lease_token == claimed.token:
         return row
     if row.lease_token is None and row.attempts > claimed.attempts:

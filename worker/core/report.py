@@ -34,6 +34,15 @@ class Section(StrEnum):
     RECOMMENDATIONS = "recommendations"
     ADDENDUM = "addendum"
 
+    @property
+    def heading(self) -> str:
+        """What stands above the section on a page.
+
+        >>> Section.FINDINGS.heading
+        'Findings'
+        """
+        return self.value.capitalize()
+
 
 class Origin(StrEnum):
     """Who wrote the sentence as it stands."""

@@ -346,22 +346,15 @@ def _finish(
 ) -> Done:
     """Messages and audit of an act. A message that cannot be written stops neither the act nor the other messages."""
     session.flush()
-    written: list[str] = []
-    unwritable: dict[str, str] = {}
-    for destination in desk.destinations:
-        try:
-            with session.begin_nested():
-                if outbox.enqueue(
-                    session,
-                    version,
-                    [destination],
-                    desk.render,
-                    default_authority=desk.default_authority,
-                    procedure_codes=desk.procedure_codes,
-                ):
-                    written.append(destination.name)
-        except ReportError as error:
-            unwritable[destination.name] = str(error)
+    written, refused = outbox.enqueue_each(
+        session,
+        version,
+        desk.destinations,
+        desk.render,
+        default_authority=desk.default_authority,
+        procedure_codes=desk.procedure_codes,
+    )
+    unwritable = {name: str(error) for name, error in refused.items()}
     audit.append(
         session,
         act,

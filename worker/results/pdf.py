@@ -23,12 +23,6 @@ LINE_MM = 5.4
 LABEL_MM = 30
 MISSING = "\u25a1"  # stands for a letter that no font has
 WATERMARKS = {ReportState.REJECTED: "REJECTED", ReportState.RETRACTED: "RETRACTED"}
-TITLES = {
-    Section.FINDINGS: "Findings",
-    Section.IMPRESSION: "Impression",
-    Section.RECOMMENDATIONS: "Recommendations",
-    Section.ADDENDUM: "Addendum",
-}
 
 
 def write(report: Report) -> bytes:
@@ -133,7 +127,7 @@ class _Page(FPDF):
                 continue
             self.ln(3)
             self.set_font(FAMILY, "B", 11)
-            self._line(TITLES[section], 6.5)
+            self._line(section.heading, 6.5)
             self.set_font(FAMILY, "", 10)
             for line in lines:
                 self._line(line)

@@ -12,18 +12,12 @@ from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from worker.core.records import Priority
-from worker.core.report import DISCLOSURE, Section
+from worker.core.report import DISCLOSURE
 from worker.core.settings import Settings
 from worker.review.access import Login
 from worker.review.desk import Office
 
 TEMPLATES = Path(__file__).parent / "templates"
-SECTION_TITLES = {
-    Section.FINDINGS: "Findings",
-    Section.IMPRESSION: "Impression",
-    Section.RECOMMENDATIONS: "Recommendations",
-    Section.ADDENDUM: "Addendum",
-}
 
 
 def make_templates(settings: Settings) -> Environment:
@@ -42,7 +36,6 @@ def make_templates(settings: Settings) -> Environment:
         day=day,
         why=why,
         priority=priority_name,
-        section=SECTION_TITLES.__getitem__,
     )
     environment.globals.update(disclosure=DISCLOSURE, review=settings.review)
     return environment

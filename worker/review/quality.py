@@ -19,7 +19,7 @@ from worker.core.report import Assessment, Origin, ReportState, Section
 from worker.core.review_records import WorkingCopy, WorkingSentence
 from worker.core.signing import edit_distance
 from worker.review.access import AuditorLogin, OfficeOf
-from worker.review.pages import SECTION_TITLES, render
+from worker.review.pages import render
 
 router = APIRouter(prefix="/admin")
 WEEKS = 26
@@ -173,7 +173,7 @@ def shares(session: Session, model: str = "") -> tuple[list[Shares], list[Shares
         if model and _model(provenance) != model:
             continue
         models[_model(provenance)][assessment] += count
-        sections[SECTION_TITLES[section]][assessment] += count
+        sections[section.heading][assessment] += count
         weeks[_week(at.date()).isoformat()][assessment] += count
     by_week = [Week(date.fromisoformat(found.label), found) for found in _shares(weeks)]
     return _shares(models), _shares(sections), by_week
@@ -219,7 +219,7 @@ def changed_words_by_section(session: Session, model: str = "") -> list[Line]:
     for copy_id, section in [*drafted, *(key for key in changed if key not in drafted)]:
         if copy_id in copies:
             pair = (changed.get((copy_id, section), 0), drafted.get((copy_id, section), 0))
-            found[SECTION_TITLES[section]][copies[copy_id]].append(pair)
+            found[section.heading][copies[copy_id]].append(pair)
     return _percent(found)
 
 
