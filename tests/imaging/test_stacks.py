@@ -45,14 +45,16 @@ def test_acquisitions_that_only_count_rotations_stay_one_volume(a_study: Study) 
     assert [len(stack.slices) for stack in a_study.choose().selected] == [14]
 
 
-def test_two_overlapping_breath_holds_are_not_interleaved(a_study: Study) -> None:
+def add_two_acquisitions(a_study: Study, second_mm: float) -> None:
+    """One series of two acquisitions; the lowest slice of the second lies at `second_mm`."""
     uid = a_study.add(AcquisitionNumber=1)
-    paths = synthetic.write(
-        Scan(corner=(-15.0, -16.0, -4.0), attributes={"AcquisitionNumber": 2, "SeriesNumber": 1}),
-        a_study.folder / "second",
-        {**a_study.uids, "series": uid},
-    )
+    scan = Scan(corner=(-15.0, -16.0, second_mm), attributes={"AcquisitionNumber": 2, "SeriesNumber": 1})
+    paths = synthetic.write(scan, a_study.folder / "second", {**a_study.uids, "series": uid})
     a_study.headers.extend(map(read_header, paths))
+
+
+def test_two_overlapping_breath_holds_are_not_interleaved(a_study: Study) -> None:
+    add_two_acquisitions(a_study, second_mm=-4.0)
 
     assert sorted(verdict.images for verdict in a_study.choose().verdicts) == [14, 14]
 
@@ -102,13 +104,7 @@ def test_pictures_that_are_never_reported_are_told_apart_from_the_slices_beside_
 
 
 def test_two_parts_of_the_body_far_apart_in_one_series_are_two_volumes(a_study: Study) -> None:
-    uid = a_study.add(AcquisitionNumber=1)
-    paths = synthetic.write(
-        Scan(corner=(-15.0, -16.0, -90.0), attributes={"AcquisitionNumber": 2, "SeriesNumber": 1}),
-        a_study.folder / "second",
-        {**a_study.uids, "series": uid},
-    )
-    a_study.headers.extend(map(read_header, paths))
+    add_two_acquisitions(a_study, second_mm=-90.0)
 
     assert sorted((verdict.part, verdict.chosen) for verdict in a_study.choose().verdicts) == [
         ("part 1 (acquisition 1)", True),

@@ -1,6 +1,7 @@
 """A world small enough for seconds: six synthetic volumes, a manifest, an untrained checkpoint made for them."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,19 @@ def write_volume(path: Path, slices: int, seed: int, side: str) -> None:
     organs = np.where(body, 13, 0).astype(np.uint8)
     findings = np.where(ball, 1, 0).astype(np.uint8)
     np.savez_compressed(path, hu=hu.astype(np.int16), affine=affine, organs=organs, findings=findings)
+
+
+def write_cases(
+    folder: Path, like: Case, splits: Sequence[str], slices: Sequence[int], sides: Sequence[str] = SIDES
+) -> list[Case]:
+    """One small volume for each split named, of a patient of its own, told as `like`; slice counts and sides take turns."""
+    made = []
+    for number, split in enumerate(splits):
+        image = folder / f"v{number}.npz"
+        write_volume(image, slices[number % len(slices)], number, sides[number % len(sides)])
+        names = {"case_id": f"c{number}", "patient_id": f"p{number}", "study_id": f"s{number}"}
+        made.append(replace(like, image=str(image), split=split, **names))
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from tests.training.conftest import write_volume
+from tests.training.conftest import write_cases
 from training import fitted_floors, floors, tables
 from training.data import MANIFEST, Case, read_manifest, write_manifest
 from training.evaluation_commands import mount
@@ -80,20 +80,18 @@ def test_a_histogram_counts_every_voxel_in_its_bin() -> None:
 def phantoms(cases: list[Case], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixteen volumes to learn from, every second with a ball, asked about twice; four more to score on."""
     folder = tmp_path_factory.mktemp("phantoms")
-    rows = []
-    for number in range(20):
-        image = folder / f"v{number}.npz"
-        write_volume(image, 8, number, "left")
-        found = cases[0].findings if number % 2 else ()
-        if not found:
-            with np.load(image) as stored:
-                np.savez_compressed(image, hu=np.minimum(stored["hu"], 90), affine=stored["affine"])
-        split = "train" if number < 16 else "test"
-        names = {"patient_id": f"p{number}", "study_id": f"s{number}", "split": split, "image": str(image)}
-        rows.append(replace(cases[0], case_id=f"c{number}", findings=found, **names))
-        if number < 16:
-            rows.append(replace(rows[-1], case_id=f"c{number}-region", question="And the abdomen?", findings=()))
-    write_manifest(rows, folder / MANIFEST)
+    made = write_cases(folder, cases[0], ["train"] * 16 + ["test"] * 4, slices=(8,), sides=("left",))
+    for number, case in enumerate(made):
+        if number % 2 == 0:
+            with np.load(case.image) as stored:
+                np.savez_compressed(case.image, hu=np.minimum(stored["hu"], 90), affine=stored["affine"])
+            made[number] = replace(case, findings=())
+    again = [
+        replace(case, case_id=f"{case.case_id}-region", question="And the abdomen?", findings=())
+        for case in made
+        if case.split == "train"
+    ]
+    write_manifest([*made, *again], folder / MANIFEST)
     return folder
 
 

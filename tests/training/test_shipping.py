@@ -12,7 +12,7 @@ import typer
 
 from mu2_model.drafter import ReportDrafter
 from mu2_model.novelty import FILE, Novelty
-from tests.training.conftest import SIDES, TINY, write_volume
+from tests.training.conftest import TINY, write_cases, write_volume
 from training.data import MANIFEST, Case, ManifestError, write_manifest
 from training.novelty import novelty, text
 from training.ship import folder_bytes, ship
@@ -25,12 +25,7 @@ QUESTION = "Write the report of this CT."
 def bodies(cases: list[Case], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A manifest of enough small volumes to know their like."""
     folder = tmp_path_factory.mktemp("bodies")
-    made = []
-    for number in range(36):
-        image = folder / f"v{number}.npz"
-        write_volume(image, (8, 12, 16)[number % 3], number, SIDES[number % 2])
-        split = "train" if number < 24 else "validation"
-        made.append(replace(cases[0], case_id=f"c{number}", image=str(image), split=split, patient_id=f"p{number}"))
+    made = write_cases(folder, cases[0], ["train"] * 24 + ["validation"] * 12, slices=(8, 12, 16))
     write_manifest([*made, replace(made[0], case_id="asked again", question="And the left side?")], folder / MANIFEST)
     return folder
 

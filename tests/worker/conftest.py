@@ -1,4 +1,4 @@
-"""A site of the test's own, on SQLite with the embedded broker."""
+"""A site of the test's own with the embedded broker, on SQLite where a test does not say otherwise."""
 
 import logging
 from collections.abc import Iterator
@@ -23,9 +23,15 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.fixture
-def site(tmp_path: Path, sqlite_database: Database) -> Iterator[Site]:
+def site_database(sqlite_database: Database) -> Database:
+    """The database of the site; `test_postgres.py` takes another one."""
+    return sqlite_database
+
+
+@pytest.fixture
+def site(tmp_path: Path, site_database: Database) -> Iterator[Site]:
     """Store, database and a running broker; no worker yet."""
-    made = Site(tmp_path / "home", sqlite_database)
+    made = Site(tmp_path / "home", site_database)
     made.broker.start()
     yield made
     made.close()

@@ -2,8 +2,6 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,12 +13,9 @@ from worker.delivery.mllp_receiver import MllpReceiver
 
 
 @pytest.fixture
-def site(tmp_path: Path, postgres_database: Database) -> Iterator[Site]:
-    """Store and broker beside a database on the server."""
-    made = Site(tmp_path / "home", postgres_database)
-    made.broker.start()
-    yield made
-    made.close()
+def site_database(postgres_database: Database) -> Database:
+    """A database on the server."""
+    return postgres_database
 
 
 def test_workers_of_separate_queues_draft_and_deliver_each_study_once(site: Site, receiver: MllpReceiver) -> None:

@@ -83,6 +83,16 @@ def draft(worker: WorkerProcess) -> None:
     tasks.answer(worker, Stage.DRAFT, str(uuid.uuid4()))
 
 
+def begin_draft(worker: WorkerProcess, reporter: ScriptedReporter, go_on: threading.Event) -> threading.Thread:
+    """A draft that the reporter has begun and ends when `go_on` is set, in the thread that is returned."""
+    reporter.script = [go_on]
+    reporter.entered.clear()
+    drafting = threading.Thread(target=draft, args=(worker,))
+    drafting.start()
+    assert reporter.entered.wait(10), "not claimed"
+    return drafting
+
+
 def outcomes(site: Site, stage: Stage) -> list[AttemptOutcome]:
     rows = sorted(site.rows(Attempt, Attempt.stage == stage), key=lambda a: a.started_at)
     return [row.outcome for row in rows]
@@ -178,10 +188,7 @@ def test_late_instance_while_drafting_refuses_the_result_and_opens_a_revision(
     site.complete(study_id)
     prepare(worker_process)
     go_on = threading.Event()
-    reporter.script = [go_on]
-    drafting = threading.Thread(target=draft, args=(worker_process,))
-    drafting.start()
-    assert reporter.entered.wait(10)
+    drafting = begin_draft(worker_process, reporter, go_on)
     site.receive(uid, [slice_dataset(uid, series, 12)])
     go_on.set()
     drafting.join(timeout=10)
@@ -230,10 +237,7 @@ def test_heart_stops_a_draft_whose_lease_was_lost(
 ) -> None:
     study_id = site.add_study()
     prepare(worker_process)
-    reporter.script = [threading.Event()]  # never set: only the deadline ends the wait
-    drafting = threading.Thread(target=draft, args=(worker_process,))
-    drafting.start()
-    assert reporter.entered.wait(10)
+    drafting = begin_draft(worker_process, reporter, threading.Event())  # never set: only the deadline ends the wait
     site.database.run(lambda session: studies.requeue(session, study_id, force=True))
     drafting.join(timeout=worker_process.limits.lease_seconds + 5)
     assert not drafting.is_alive()
@@ -246,10 +250,7 @@ def test_heart_keeps_the_lease_of_a_draft_that_takes_longer(
     study_id = site.add_study()
     prepare(worker_process)
     go_on = threading.Event()
-    reporter.script = [go_on]
-    drafting = threading.Thread(target=draft, args=(worker_process,))
-    drafting.start()
-    assert reporter.entered.wait(10)
+    drafting = begin_draft(worker_process, reporter, go_on)
     first_lease = site.study(study_id).lease_until
     wait_for(lambda: site.study(study_id).lease_until > first_lease)  # type: ignore[operator]
     go_on.set()
@@ -262,10 +263,7 @@ def test_study_is_given_back_without_an_attempt_when_the_worker_halts(
 ) -> None:
     study_id = site.add_study()
     prepare(worker_process)
-    reporter.script = [threading.Event()]
-    drafting = threading.Thread(target=draft, args=(worker_process,))
-    drafting.start()
-    assert reporter.entered.wait(10)
+    drafting = begin_draft(worker_process, reporter, threading.Event())
     worker_process.stopping.set()
     worker_process.halting.set()
     drafting.join(timeout=10)
@@ -281,12 +279,9 @@ def test_study_whose_model_broke_its_process_is_quarantined_after_three_processe
     worker_process.limits = replace(worker_process.limits, lease_seconds=0.3, max_crashes=3)
     study_id = site.add_study()
     prepare(worker_process)
-    for crash in range(3):
-        reporter.script, reporter.is_broken = [threading.Event()], True
-        reporter.entered.clear()
-        drafting = threading.Thread(target=draft, args=(worker_process,))
-        drafting.start()
-        assert reporter.entered.wait(10), f"not claimed after crash {crash}"
+    for _ in range(3):
+        reporter.is_broken = True
+        drafting = begin_draft(worker_process, reporter, threading.Event())
         worker_process.leave_if_broken()
         worker_process.stopping.set()
         worker_process.halting.set()

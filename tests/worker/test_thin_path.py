@@ -4,7 +4,7 @@ import time
 
 from tests.worker.hospital_site import Site, wait_for
 from worker import queues
-from worker.core.records import MessageState, StudyStatus
+from worker.core.records import Lease, MessageState, StudyStatus
 from worker.delivery.mllp_receiver import MllpReceiver
 
 
@@ -14,7 +14,7 @@ def test_complete_study_becomes_a_draft_and_an_acknowledged_oru_within_seconds(
     site.deliver_to({"name": "ris", "host": "127.0.0.1", "port": receiver.port, "drafts": "R"})
     site.environment["MU2_QUEUE__SWEEP_SECONDS"] = "30"  # only doorbells can be this quick
     site.start_worker()
-    time.sleep(1)  # the first sweep is over
+    wait_for(lambda: site.rows(Lease))  # the first sweep is over, and the next one far off
     study_id = site.add_study()
     started = time.monotonic()
     site.doorbell().ring(queues.PREPARE, study_id)
