@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.core.checks import Rule, blocking, is_critical
+from worker.core.checks import Rule, blocking
 from worker.core.report import Assessment, Origin, Section, Sentence
 
 
@@ -106,7 +106,7 @@ def test_size_needs_a_unit(text: str, blocks: bool) -> None:
     ],
 )
 def test_critical_finding_is_known_by_its_words(text: str, critical: bool) -> None:
-    assert is_critical(text) is critical
+    assert (Rule.CRITICAL_NOT_COMMUNICATED in rules(told(text))) is critical
 
 
 def test_critical_finding_blocks_until_somebody_was_told() -> None:

@@ -113,11 +113,6 @@ def blocking(
     return tuple(sorted(problems, key=lambda p: (p.index is None, p.index or 0)))
 
 
-def is_critical(text: str) -> bool:
-    """Whether a sentence states a finding that somebody must be told of at once."""
-    return _critical_word(text) is not None
-
-
 def _kept(sentences: Sequence[Sentence]) -> Iterator[tuple[int, Sentence]]:
     return ((i, s) for i, s in enumerate(sentences) if s.assessment is not Assessment.REJECTED and s.text.strip())
 
