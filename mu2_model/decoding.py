@@ -64,9 +64,13 @@ class Deadline:
         """Seconds that are left; None without a deadline."""
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
+    def has_passed(self) -> bool:
+        """Whether the time is over."""
+        return self._end is not None and time.monotonic() > self._end
+
     def check(self) -> None:
         """Raise DeadlineExceededError when the time is over."""
-        if self._end is not None and time.monotonic() > self._end:
+        if self.has_passed():
             raise DeadlineExceededError(f"the draft was stopped after its {self.seconds:g} seconds")
 
 

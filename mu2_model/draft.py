@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from mu2_model.evidence import SentenceEvidence
+from mu2_model.evidence_slice import Point
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class DraftSentence:
 class Draft:
     """One drafted report; `stage_seconds` are those of the whole batch it was drafted in.
 
-    `token_ids` are the generated tokens without the end token; `evidence`, one entry per sentence, only when asked for.
+    `token_ids` are the generated tokens without the end token; `evidence` and `best_slices`, one entry per sentence, only
+    when asked for. A best slice is a point of it in RAS millimetres (see `mu2_model.evidence_slice`), None where there is none.
     `novelty` says how far the volume is from those the model was trained on, 1 at the threshold; None when the checkpoint
     does not know (see `mu2_model.novelty`).
     """
@@ -33,6 +35,7 @@ class Draft:
     stage_seconds: dict[str, float] = field(default_factory=dict)
     token_ids: tuple[int, ...] = ()
     evidence: tuple[SentenceEvidence, ...] | None = None
+    best_slices: tuple[Point | None, ...] | None = None
     novelty: float | None = None
 
     @property

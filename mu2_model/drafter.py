@@ -117,6 +117,7 @@ class ReportDrafter:
         settings: DecodeSettings | str = "greedy",
         samples: int = 1,
         evidence: bool = False,
+        best_slices: bool = False,
         progress: Callable[[Progress], None] | None = None,
     ) -> list[Draft]:
         """Draft a report for every volume under its question, `samples` each, in order of the volumes.
@@ -124,6 +125,7 @@ class ReportDrafter:
         `volumes` are (array in Hounsfield units (slice, row, column), affine 4x4 to RAS mm). The same array object under
         several questions is encoded once. `settings` is a name ("greedy", "published", "varied") or settings of your own.
         `evidence` adds to every draft where the model looked for each sentence; it costs several runs of the vision tower.
+        `best_slices` adds the slice that each sentence leans on most; it costs one gradient a sentence.
         Raises VolumeError or QuestionError for input that cannot be drafted from, DeadlineExceededError when
         `deadline_seconds` pass, MemoryEstimateError for a batch that would not fit, torch.OutOfMemoryError when the device runs
         out of memory all the same; then nothing is returned.
@@ -136,7 +138,13 @@ class ReportDrafter:
         if samples > 1 and not settings.sample:
             raise QuestionError("greedy decoding gives one draft; ask for several with settings='varied'")
         if self._prompts_differ(questions):
-            arguments: dict[str, Any] = {"max_new_tokens": max_new_tokens, "settings": settings, "samples": samples}
+            arguments: dict[str, Any] = {
+                "max_new_tokens": max_new_tokens,
+                "settings": settings,
+                "samples": samples,
+                "evidence": evidence,
+                "best_slices": best_slices,
+            }
             deadline = Deadline(deadline_seconds)
             return [
                 draft
@@ -145,7 +153,6 @@ class ReportDrafter:
                     [pair[0]],
                     [pair[1]],
                     deadline_seconds=deadline.remaining(),
-                    evidence=evidence,
                     progress=progress,
                     **arguments,
                 )
@@ -163,6 +170,9 @@ class ReportDrafter:
             row = rows[index // samples]
             prompt_tokens = int(text["attention_mask"][index // samples].sum())
             made = run.split(ids[index], log_probabilities[index], prompt_tokens, list(prepared[row].repairs))
+            if best_slices:
+                its_text = {key: value[index // samples][None] for key, value in text.items()}
+                made = run.find_slices(made, prepared[row], row, its_text)
             drafts.append(replace(made, novelty=run.novelties[row] if run.novelties else None))
         if evidence:
             drafts = [self.explain(volumes[i // samples], questions[i // samples], d) for i, d in enumerate(drafts)]

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from transformers import StoppingCriteriaList
 from mu2_model.decoding import Deadline, DecodeSettings, GenerationWatch, TokenLogProbabilities
 from mu2_model.draft import Draft, DraftSentence, Progress
 from mu2_model.errors import QuestionError
+from mu2_model.evidence_slice import Point, best_slices
 from mu2_model.image_processing_mu2 import PreparedVolume, Volume, collate
 from mu2_model.memory import check_memory, estimate_memory
 from mu2_model.modeling_mu2 import Mu2ForConditionalGeneration, Mu2ImageFeatures
@@ -39,6 +41,9 @@ class DraftingStages:
         self.deadline, self.progress, self.static_cache = deadline, progress, static_cache
         self.novelty = novelty
         self.novelties: list[float] = []  # of every prepared volume, once they are encoded
+        self.encoded: tuple[Tensor, Tensor] | None = (
+            None  # tokens (V, C, N, H) of the volumes and their chunk mask (V, C)
+        )
         self.seconds: dict[str, float] = {}
 
     def tell(self, stage: str, done: int, total: int, texts: tuple[str, ...] = ()) -> None:
@@ -74,6 +79,7 @@ class DraftingStages:
         self.tell("encode", 0, len(prepared))
         pixels = collate(prepared)
         tokens = self.encode_chunks(pixels["pixel_values"], pixels["chunk_mask"])
+        self.encoded = tokens, pixels["chunk_mask"]
         self.tell("encode", len(prepared), len(prepared))
         features = self.model.model.gather_tokens(
             tokens[rows], text["question_ids"], text["question_attention_mask"], pixels["chunk_mask"][rows]
@@ -206,6 +212,23 @@ class DraftingStages:
             stage_seconds=self.seconds,
             token_ids=tuple(kept),
         )
+
+    def find_slices(self, draft: Draft, volume: PreparedVolume, row: int, text: dict[str, Tensor]) -> Draft:
+        """The draft of one encoded volume with the best slice of every sentence; `text` is its one row of the prompts.
+
+        A link is not worth a draft: without the memory or the time for it there is none.
+        """
+        start = time.perf_counter()
+        found: list[Point | None] = [None] * len(draft.sentences)
+        if self.encoded is not None and draft.sentences:
+            tokens, mask = self.encoded
+            ranges, ids = [sentence.token_range for sentence in draft.sentences], torch.tensor(draft.token_ids)
+            with suppress(torch.OutOfMemoryError):
+                found = best_slices(
+                    self.model, tokens[row], mask[row], volume.grid, text, ids, ranges, self.deadline.has_passed
+                )
+        self.seconds["slices"] = self.seconds.get("slices", 0.0) + time.perf_counter() - start
+        return replace(draft, best_slices=tuple(found))
 
     def _decode_with_edges(self, ids: list[int]) -> tuple[str, list[int]]:
         """The text, and for every token where its characters end."""

@@ -58,7 +58,7 @@ def explain(
     """
     pixels, mask = prepared.pixel_values[None], prepared.chunk_mask[None]
     maps = _encode(model, pixels, mask, text, output_maps=True)
-    before = _token_log_probabilities(model, maps, text, draft_ids)
+    before = token_log_probabilities(model, maps, text, draft_ids)
     looked_TQ = _attention_to_image(model, maps, text, draft_ids)
     patch_weight_QM = _query_to_patches(model, maps)
     inside_CP = patches_with_image(prepared.grid, model.config.vision.patch_grid, len(prepared.chunk_mask))
@@ -68,7 +68,7 @@ def explain(
 
     def drop_without(patches: Tensor) -> Tensor:
         changed = blank_patches(pixels, patches, tuple(model.config.vision.patch_size))
-        return before - _token_log_probabilities(model, _encode(model, changed, mask, text), text, draft_ids)
+        return before - token_log_probabilities(model, _encode(model, changed, mask, text), text, draft_ids)
 
     generator = torch.Generator().manual_seed(seed)
     draws = [candidates[torch.randperm(len(candidates), generator=generator)[:count]] for _ in range(CONTROLS)]
@@ -127,7 +127,7 @@ def _full_prompt(text: dict[str, Tensor], draft_ids: Tensor) -> dict[str, Tensor
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _token_log_probabilities(
+def token_log_probabilities(
     model: Mu2ForConditionalGeneration, features: Mu2ImageFeatures, text: dict[str, Tensor], draft_ids: Tensor
 ) -> Tensor:
     """Log-probability (tokens,) of every token of the draft, given the image and what stands before it."""

@@ -104,10 +104,10 @@ def test_the_control_is_the_largest_drop_of_several_random_draws_that_all_senten
 
     monkeypatch.setattr(explaining, "blank_patches", blanked)
     drops = iter(range(1, 100))
-    original = explaining._token_log_probabilities
+    original = explaining.token_log_probabilities
     monkeypatch.setattr(
         explaining,
-        "_token_log_probabilities",
+        "token_log_probabilities",
         lambda *given: original(*given) * 0 - (next(drops) if calls else 0),
     )
     (draft,) = drafter.draft([(body(), affine())], [QUESTION], max_new_tokens=12, evidence=True)

@@ -3,9 +3,11 @@
 import html
 import re
 import threading
+from dataclasses import replace
 from datetime import timedelta
 
 import httpx
+import numpy as np
 import pytest
 import sqlalchemy as sa
 
@@ -14,7 +16,7 @@ from tests.review.builders import PASSWORD, SENTENCES, Department, Reader
 from worker.core import outbox, studies
 from worker.core.errors import DeliveryRefusedError, NothingToReportError
 from worker.core.records import Message, MessageState, Priority, Report, Stage, Study, User
-from worker.core.report import DISCLOSURE, ReportState, Section, Sentence
+from worker.core.report import DISCLOSURE, BestSlice, ReportState, Section, Sentence
 from worker.core.review_records import Presence
 from worker.review import worklist
 
@@ -383,6 +385,28 @@ def test_evidence_is_off_until_asked_for_and_shows_the_best_slice(here: Departme
     assert reader.get(f"/studies/{without}/evidence/{sentence[1]}").status_code == 404
     reader.get(f"/studies/{without}")
     assert "on its way" in reader.act(f"/studies/{without}/evidence").text
+
+
+def test_sentence_of_a_fresh_draft_knows_its_best_slice_and_keeps_it_when_it_is_edited_and_signed(
+    here: Department, reader: Reader
+) -> None:
+    placed = replace(SENTENCES[1], best_slice=BestSlice(1, (90.0, -54.0, -549.0)))
+    study_id = here.drafted(sentences=(SENTENCES[0], placed, SENTENCES[3]), slices=24)
+    text = reader.get(f"/studies/{study_id}").text
+    assert re.findall(r'data-best-slice="([^"]*)"', text) == ["1 90.0 -54.0 -549.0"]
+    assert text.count(">best slice<") == 1 and "data-evidence=" not in text
+    (volume,) = reader.get(f"/studies/{study_id}/volumes").json()
+    assert np.dot(volume["axial_of_ras"], [90.0, -54.0, -549.0, 1.0]) == pytest.approx(17)  # 3 mm each, from -600
+    card = card_ids(text)[1]
+    reader.act(
+        f"/studies/{study_id}/sentences/{card}",
+        act="edit",
+        revision=1,
+        text="There is a 13 mm cyst of the left kidney.",
+    )
+    revision = accept_all(reader, study_id)
+    assert reader.act(f"/studies/{study_id}/sign", revision=revision, password=PASSWORD).status_code == 200
+    assert re.findall(r'data-best-slice="([^"]*)"', reader.get(f"/studies/{study_id}").text) == ["1 90.0 -54.0 -549.0"]
 
 
 def test_log_holds_no_patient(here: Department, reader: Reader, capfd: pytest.CaptureFixture[str]) -> None:

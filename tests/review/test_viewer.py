@@ -3,16 +3,19 @@
 import io
 import shutil
 import unicodedata
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from pypdf import PdfReader
 
 from tests.review.browser import Browser, Page, log_in, needs_chromium, open_study, picture, until, wait_for_picture
-from tests.review.builders import Department
+from tests.review.builders import SENTENCES, Department
 from worker.core.records import Study
-from worker.core.report import DISCLOSURE, Section, Sentence
+from worker.core.report import DISCLOSURE, BestSlice, Section, Sentence
+from worker.core.review_records import EvidenceRequest
 from worker.imaging import stored
 from worker.imaging.volume import Volume
 from worker.review.slices import Looks
@@ -63,9 +66,16 @@ ACQUISITIONS = {
 }
 
 
-def show(here: Department, page: str, window: Page, volume: Volume, accession: str = "A-1") -> None:
+def show(
+    here: Department,
+    page: str,
+    window: Page,
+    volume: Volume,
+    accession: str = "A-1",
+    sentences: tuple[Sentence, ...] = SENTENCES,
+) -> None:
     """Opens a study of this volume."""
-    study_id = here.drafted(slices=2, size=8, accession=accession)
+    study_id = here.drafted(slices=2, size=8, accession=accession, sentences=sentences)
     with here.database.read() as session:
         folder = session.get_one(Study, study_id).model_input
     assert folder is not None
@@ -162,6 +172,34 @@ def test_letters_and_sides_are_the_patients_whatever_was_acquired(
             place = letters[1 if x > edges["middle"][0] else 3] + letters[2 if y > edges["middle"][1] else 0]
             assert place == {"axial": "LP", "coronal": "LH", "sagittal": "PH"}[plane], name
     context.close()
+
+
+@pytest.mark.parametrize("acquired", ["axial, head first supine", "axial, feet first prone", "coronal first"])
+def test_click_on_a_sentence_of_a_fresh_draft_shows_its_best_slice_without_any_evidence(
+    here: Department, page: str, browser: Browser, acquired: str
+) -> None:
+    volume = turned(block(), *ACQUISITIONS[acquired])
+    point = BestSlice(1, (0.0, 0.0, -300.0 + SPACING_MM[0] * 21))  # the 22nd slice from the foot, however acquired
+    window = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
+    log_in(window, page)
+    sentences = (SENTENCES[0], replace(SENTENCES[1], best_slice=point))
+    show(here, page, window, volume, sentences=sentences)
+    window.click("[data-plane=sagittal]")
+    window.click("article.sentence >> nth=0 >> .meta")
+    assert (window.text_content("#readout") or "").startswith("sagittal")  # no slice is known of this one
+    window.click("article.sentence >> nth=1 >> .meta", position={"x": 2, "y": 2})
+    until(window, "document.getElementById('readout').textContent === 'axial 22 / 30'")
+    window.keyboard.press("Home")
+    window.click("[data-slice]")
+    until(window, "document.getElementById('readout').textContent === 'axial 22 / 30'")
+    window.keyboard.press("Home")
+    window.keyboard.press("k")
+    window.keyboard.press("j")
+    until(window, "document.getElementById('readout').textContent === 'axial 22 / 30'")
+    assert window.is_hidden("#overlay-label")
+    with here.database.read() as session:
+        assert session.scalars(sa.select(EvidenceRequest)).all() == []
+    window.context.close()
 
 
 def test_what_was_mended_in_the_geometry_stands_on_the_picture(here: Department, page: str, browser: Browser) -> None:

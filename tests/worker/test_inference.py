@@ -111,6 +111,25 @@ def test_untrained_model_says_so_in_its_first_findings_sentence(tmp_path: Path, 
     assert len(drafted.provenance.weights_sha256) == 64
 
 
+def test_drafted_sentences_name_their_best_slice_in_the_patient_and_what_the_system_adds_names_none(
+    tmp_path: Path, metrics: Metrics
+) -> None:
+    checkpoint = mu2.untrained_checkpoint(tmp_path)
+    settings = Settings(home=tmp_path, model=ModelSettings(path=checkpoint, device="cpu", max_new_tokens=8))
+    model = reporter.build(settings, ModelMetrics(metrics.batch_size, metrics.out_of_memory))
+    volumes = [volume(12, ("chest",)), volume(20, ("abdomen",))]
+    drafted = model.draft(volumes, Deadline.after(60))
+    model.close()
+    notice, *sentences = drafted.sentences
+    assert notice.best_slice is None and "slices" in drafted.provenance.stage_seconds
+    for sentence in sentences:
+        assert sentence.best_slice is not None
+        assert sentence.best_slice.volume == {"chest": 1, "abdomen": 2}[sentence.region]
+        shown = volumes[sentence.best_slice.volume - 1]
+        index = np.linalg.solve(shown.affine, [*sentence.best_slice.ras_mm, 1.0])[0]
+        assert -0.5 < index < len(shown.hu) - 0.5
+
+
 @pytest.mark.parametrize(
     ("trained_on", "novelty", "said"),
     [

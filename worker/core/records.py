@@ -355,6 +355,8 @@ class Sentence(Base):
     assessment: Mapped[Assessment] = mapped_column(named_enum(Assessment), default=Assessment.UNTOUCHED)
     assessed_by: Mapped[str | None] = mapped_column(ForeignKey("users.id"))
     assessed_at: Mapped[datetime | None]
+    # Of a machine's draft: a `report.BestSlice`; added later, so it stands last.
+    best_slice: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
 
     version: Mapped[ReportVersion] = relationship(back_populates="sentences")
 

@@ -62,6 +62,14 @@ class Assessment(StrEnum):
 
 
 @dataclass(frozen=True)
+class BestSlice:
+    """The slice that a drafted sentence leans on most, found by the model with the draft; never a measurement of a finding."""
+
+    volume: int  # number of the study's volume, from 1
+    ras_mm: tuple[float, float, float]  # a point of the slice in the patient
+
+
+@dataclass(frozen=True)
 class Sentence:
     """One sentence of a report with what is known about its origin."""
 
@@ -72,6 +80,7 @@ class Sentence:
     confidence: float | None = None  # mean log-probability of its tokens; None for a person's words
     support: float | None = None  # drop in log-probability when the evidence is masked; None when not asked for
     region: str = ""  # body region that a findings sentence belongs to; empty where there is only one
+    best_slice: BestSlice | None = None  # of a machine's draft alone
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,7 @@ def add_version(
             text=sentence.text,
             confidence=sentence.confidence,
             support=sentence.support,
+            best_slice=asdict(sentence.best_slice) if sentence.best_slice is not None else None,
             origin=sentence.origin,
             assessment=sentence.assessment,
         )

@@ -25,7 +25,7 @@ from mu2_model.shipped import is_shipped, shipped_checkpoint
 from mu2_model.untrained import make_untrained
 from worker.core import notices
 from worker.core.errors import ModelBusyError, ModelError
-from worker.core.report import Provenance, Section, Sentence
+from worker.core.report import BestSlice, Provenance, Section, Sentence
 from worker.core.settings import ModelSettings, Settings
 from worker.inference.reporter import CtVolume, Deadline, Drafted, Explained, ModelMetrics, Question, questions
 
@@ -194,9 +194,10 @@ class Mu2Reporter:
                 _without_heading(s.text, question.region),
                 confidence=s.confidence,
                 region=question.region,
+                best_slice=BestSlice(question.volume + 1, point) if point is not None else None,
             )
             for question, draft in zip(asked, drafts, strict=True)
-            for s in draft.sentences
+            for s, point in zip(draft.sentences, draft.best_slices or [None] * len(draft.sentences), strict=True)
         ]
         if not sentences:
             raise ModelError("the model wrote no sentence about this study; requeue it or write the report by hand")
@@ -304,6 +305,7 @@ class Mu2Reporter:
                 max_new_tokens=self._max_new_tokens,
                 settings=DECODING,
                 evidence=items[0].evidence,
+                best_slices=not items[0].evidence,
                 progress=watch,
             )
             answers = list(zip(items, drafts, strict=True))

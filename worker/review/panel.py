@@ -43,6 +43,7 @@ class Card:
 
     id: str  # of the working sentence, or of the version's sentence when the report is read-only
     evidence_id: str | None  # of the stored sentence whose evidence can be shown; None while there is none
+    best_slice: str  # number of its volume and a point in RAS millimetres, for the viewer; empty where there is none
     section: Section
     region: str
     text: str
@@ -224,6 +225,7 @@ def _card(
     return Card(
         id=row.id,
         evidence_id=_evidence_of(source, drafted.get(source.id)) if source is not None else None,
+        best_slice=_best_slice_of(source, drafted.get(source.id)) if source is not None else "",
         section=row.section,
         region=row.region,
         text=row.text,
@@ -243,6 +245,7 @@ def _read_only_card(row: records.Sentence, settings: ReviewSettings, draft: reco
     return Card(
         id=row.id,
         evidence_id=_evidence_of(row, draft),
+        best_slice=_best_slice_of(row, draft),
         section=row.section,
         region=row.region,
         text=row.text,
@@ -261,6 +264,12 @@ def _read_only_card(row: records.Sentence, settings: ReviewSettings, draft: reco
 def _evidence_of(row: records.Sentence, draft: records.Sentence | None) -> str | None:
     """The sentence that the evidence is stored with: this one, or the draft's that it was made from."""
     return next((found.id for found in (row, draft) if found is not None and found.evidence is not None), None)
+
+
+def _best_slice_of(row: records.Sentence, draft: records.Sentence | None) -> str:
+    """The slice that was found with the draft: this sentence's own, or that of the draft's that it was made from."""
+    found = next((s.best_slice for s in (row, draft) if s is not None and s.best_slice is not None), None)
+    return " ".join(str(value) for value in (found["volume"], *found["ras_mm"])) if found is not None else ""
 
 
 def _difference(before: records.Sentence | None, text: str) -> tuple[Piece, ...]:

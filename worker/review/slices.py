@@ -71,6 +71,8 @@ class OpenVolume:
                 for plane, size in sizes.items()
             },
             "oblique": self.oblique,
+            # RAS millimetres (x, y, z, 1) times this is the index of the axial slice.
+            "axial_of_ras": [float(value) for value in np.linalg.inv(self.affine)[0]],
         }
 
 

@@ -55,7 +55,8 @@ let awaited = ""; // id of the card whose evidence was asked for here and is on 
 function look(overlay) {
   const card = current();
   if (!card) return;
-  if (card.dataset.evidence) viewer("evidence", { sentence: card.dataset.evidence, overlay });
+  if (!overlay && card.dataset.bestSlice) viewer("place", card.dataset.bestSlice.split(" ").map(Number));
+  else if (card.dataset.evidence) viewer("evidence", { sentence: card.dataset.evidence, overlay });
   else if (overlay) { awaited = card.id; document.getElementById("ask-evidence")?.click(); }
 }
 
@@ -101,7 +102,7 @@ function open(id) {
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button, a");
   const card = event.target.closest("article.sentence");
-  if (card) { select(card, { scroll: false }); if (!event.target.closest("button")) look(false); }
+  if (card) { select(card, { scroll: false }); if (!button || button.dataset.slice !== undefined) look(false); }
   if (!button) return;
   if (button.dataset.opens) open(button.dataset.opens);
   if (button.dataset.closes !== undefined) button.closest("dialog").close();

@@ -244,9 +244,7 @@ function describe() {
   canvas.setAttribute("aria-label", `CT, ${view.plane} slice ${view.index + 1} of ${plane().count}`);
 }
 
-function note(text) {
-  document.getElementById("stage-note").textContent = text;
-}
+const note = (text) => { document.getElementById("stage-note").textContent = text; };
 
 function fit() {
   [view.zoom, view.panX, view.panY] = [1, 0, 0];
@@ -324,15 +322,26 @@ function imagePoint(event) {
   };
 }
 
+function toAxial(number) {
+  const volume = view.volumes.find((v) => v.number === number);
+  if (volume && volume !== view.volume) choose(volume);
+  if (volume && view.plane !== "axial") setPlane("axial");
+  return volume;
+}
+
+// The slice through a point in the patient (RAS millimetres), with nothing laid over it.
+function showPlace([number, x, y, z]) {
+  const row = toAxial(number)?.axial_of_ras;
+  hideEvidence();
+  if (row) go(Math.round(row[0] * x + row[1] * y + row[2] * z + row[3]));
+}
+
 // Evidence is off until it is asked for, and always says what it is.
 async function showEvidence(sentence, overlay) {
   const response = await ask(url(`evidence/${sentence}`));
   if (!response.ok) return note("The evidence cannot be loaded.");
   const found = await response.json();
-  const volume = view.volumes.find((v) => v.number === found.volume);
-  if (!volume) return;
-  if (volume !== view.volume) choose(volume);
-  if (view.plane !== "axial") setPlane("axial");
+  if (!toAxial(found.volume)) return;
   view.evidence = overlay ? { sentence, faithfulness: found.faithfulness } : null;
   view.heat = null;
   go(found.slice);
@@ -363,6 +372,7 @@ function hideEvidence() {
 }
 
 const COMMANDS = {
+  place: showPlace,
   slice: (by) => go(view.index + by),
   first: () => go(0),
   last: () => go(plane().count - 1),
