@@ -116,18 +116,17 @@ class Mu2ImageProcessor(BaseImageProcessor):
     def prepare(self, hu: Any, affine: Any, device: torch.device | str = "cpu") -> PreparedVolume:
         """One volume; the result is equal on every device to within 1e-4."""
         array = check_array(hu, self.min_slices)
+        chunk_shape = (self.chunk_slices, self.size, self.size)
         if self.form == "published":
             image, to_source, shape, repairs = prepare_published(array, self.size, self.max_slices, device)
             to_ras = None if affine is None else check_affine(affine) @ to_source
-            length = self.max_slices
+            chunks = image.view(-1, 1, *chunk_shape)
         else:
             image, to_source, shape, repairs = self._resample(array, check_affine(affine), device)
             to_ras = np.asarray(affine, dtype=np.float64) @ to_source
-            length = math.ceil(shape[0] / self.chunk_slices) * self.chunk_slices
-        chunk_shape = (self.chunk_slices, self.size, self.size)
-        chunks = image.new_zeros(length // self.chunk_slices, self.num_channels, *chunk_shape)
-        for chunk, part in zip(chunks, image.split(self.chunk_slices), strict=False):
-            self._fill(chunk[:, : part.shape[0], : part.shape[1], : part.shape[2]], part)
+            chunks = image.new_zeros(math.ceil(shape[0] / self.chunk_slices), self.num_channels, *chunk_shape)
+            for chunk, part in zip(chunks, image.split(self.chunk_slices), strict=True):
+                self._fill(chunk[:, : part.shape[0], : part.shape[1], : part.shape[2]], part)
         live = torch.arange(chunks.shape[0], device=chunks.device) * self.chunk_slices < shape[0]
         grid = VolumeGrid(shape, chunk_shape, (array.shape[0], array.shape[1], array.shape[2]), to_source, to_ras)
         return PreparedVolume(chunks, live, grid, tuple(repairs))
@@ -169,9 +168,6 @@ class Mu2ImageProcessor(BaseImageProcessor):
 
     def _fill(self, channels: Tensor, image: Tensor) -> None:
         """Write an image (slices, rows, columns) into the channels (channels, slices, rows, columns) of a chunk."""
-        if self.form == "published":
-            channels[0].copy_(image)
-            return
         for channel, (level, width) in zip(channels, self.windows, strict=True):
             torch.sub(image, level - width / 2, out=channel)
             channel.div_(width).clamp_(0, 1)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mu2_model.errors import VolumeError
-from mu2_model.resampling import Resampling, corner_weights
+from mu2_model.resampling import Resampling, corner_weights, used_columns
 from mu2_model.volume_grid import Matrix
 
 LOWER_PERCENT, UPPER_PERCENT = 0.5, 99.5
@@ -28,9 +28,9 @@ SAMPLE_MARGIN = 0.002
 def prepare_published(
     array: NDArray[Any], size: int, max_slices: int, device: torch.device | str
 ) -> tuple[Tensor, Matrix, tuple[int, int, int], list[str]]:
-    """Returns the image (slices, rows, columns) in [0, 1], the map to source indices, its shape, and repairs.
+    """Returns the image (max_slices, size, size) in [0, 1], the map to source indices, the shape it fills, and repairs.
 
-    Raises VolumeError when no value is finite.
+    The image lies at the low ends; the rest is zero. Raises VolumeError when no value is finite.
     """
     repairs: list[str] = []
     if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
@@ -46,22 +46,43 @@ def prepare_published(
     shape = (min(depth, max_slices), max(1, int(height * ratio)), max(1, int(width * ratio)))
     if depth > max_slices:
         repairs.append(f"{depth} slices were resampled to {max_slices}")
-    scale = 1 / (high - low) if high > low else 1.0
-    over_rows = Resampling(corner_weights(height, shape[1]), device)
-    over_columns = Resampling(corner_weights(width, shape[2]), device)
-    image = torch.empty(depth, shape[1], shape[2], device=device)
-    for first in range(0, depth, SLAB_SLICES):
-        part = np.require(cropped[first : first + SLAB_SLICES], requirements=["C", "W"])
-        slab = torch.from_numpy(part).to(device, torch.float32, copy=True)
-        slab.sub_(low).mul_(scale).clamp_(0, 1)
-        over_columns.columns(over_rows.rows(slab), out=image[first : first + SLAB_SLICES])
-    if depth > max_slices:
-        image = Resampling(corner_weights(depth, max_slices), device).slices(image)
+    image = torch.zeros(max_slices, size, size, device=device)
+    scale_and_resize(cropped, (low, 1 / (high - low) if high > low else 1.0), shape, image)
     to_source = np.eye(4)
     for axis, (source, count) in enumerate(zip(cropped.shape, shape, strict=True)):
         to_source[axis, axis] = (source - 1) / (count - 1) if count > 1 else 1.0
         to_source[axis, 3] = box[axis][0]
     return image, to_source, shape, repairs
+
+
+def scale_and_resize(
+    source: NDArray[Any], low_and_scale: tuple[float, float], shape: tuple[int, int, int], image: Tensor
+) -> None:
+    """Scale, clip to [0, 1] and resize to `shape`, into the low ends of an image that holds zeros.
+
+    A slab goes all the way before the next is read, so that nothing but source and image is as large as a volume.
+    """
+    low, scale = low_and_scale
+    depth, height, width = source.shape
+    slices, rows, columns = shape
+    over_rows = Resampling(corner_weights(height, rows), image.device)
+    over_columns = Resampling(corner_weights(width, columns), image.device)
+    over_slices = corner_weights(depth, slices).to(image.device)
+    # Whole rows of the image, padding included: rows side by side in memory are one matrix for the product over slices.
+    resized = image.new_zeros(SLAB_SLICES, rows, image.shape[2])
+    target = image.flatten(1)[:, : rows * image.shape[2]]
+    for first in range(0, depth, SLAB_SLICES):
+        part = np.require(source[first : first + SLAB_SLICES], requirements=["C", "W"])
+        slab = torch.from_numpy(part).to(image.device, torch.float32, copy=True)
+        slab.sub_(low).mul_(scale).clamp_(0, 1)
+        if slices == depth:
+            over_columns.columns(over_rows.rows(slab), out=image[first : first + len(slab), :rows, :columns])
+            continue
+        made = resized[: len(slab)]
+        over_columns.columns(over_rows.rows(slab), out=made[:, :, :columns])
+        share = over_slices[:, first : first + SLAB_SLICES]
+        reached = used_columns(share.T)
+        target[reached].addmm_(share[reached], made.flatten(1))
 
 
 def percentiles(array: NDArray[Any], percents: tuple[float, ...]) -> tuple[float, ...]:

@@ -39,13 +39,6 @@ class Resampling:
             for used in [used_columns(weights[first : first + BLOCK_ROWS])]
         ]
 
-    def slices(self, volume: Tensor) -> Tensor:
-        """A volume (source, rows, columns) to (count, rows, columns)."""
-        out = volume.new_empty(self.count, *volume.shape[1:])
-        for block in self.blocks:
-            torch.mm(block.weights, volume[block.source].flatten(1), out=out[block.rows].flatten(1))
-        return out
-
     def rows(self, planes: Tensor) -> Tensor:
         """Planes (slices, source, columns) to (slices, count, columns)."""
         out = planes.new_empty(planes.shape[0], self.count, planes.shape[2])

@@ -115,6 +115,15 @@ def test_a_place_in_the_published_input_is_mapped_back_to_the_array() -> None:
     assert np.abs(source - [7, 35.5, 41.5]).max() < 1
 
 
-def test_a_constant_array_gives_finite_input() -> None:
+@pytest.mark.parametrize("value", [0.0, 7.0, 1e20])
+def test_a_constant_array_gives_finite_input(value: float) -> None:
     image = Mu2ImageProcessor(size=16, chunk_slices=8, max_slices=8, form="published")
-    assert torch.isfinite(image.prepare(np.zeros((8, 16, 16), np.int16), None).pixel_values).all()
+    assert torch.isfinite(image.prepare(np.full((8, 16, 16), value), None).pixel_values).all()
+
+
+def test_far_too_many_slices_are_resampled_as_by_the_plain_computation() -> None:
+    array = np.random.default_rng(4).integers(-1000, 1000, (500, 24, 20)).astype(np.int16)
+    image = Mu2ImageProcessor(size=16, chunk_slices=8, max_slices=32, form="published")
+    prepared = image.prepare(array, None)
+    assert prepared.repairs == ("500 slices were resampled to 32",)
+    assert np.abs(prepared.pixel_values.numpy().reshape(32, 16, 16) - plain(array, 16, 32)).max() < 1e-5
