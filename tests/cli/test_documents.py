@@ -18,11 +18,11 @@ from worker.metrics import Metrics as WorkerMetrics
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "worker" / "README.md", ROOT / "docs" / "operations.md"]
 COMMAND = re.compile(r"(?:^|`|bin/|\| )mu2 ([a-z][^`\n#|>]*)", re.MULTILINE)
-
-
 LINK = re.compile(r"\]\(([^)#\s:]+)\)")
+FILE = re.compile(r"`([\w./-]+\.(?:py|yaml|sh|js|sbatch))`")
 BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
-PROSE = [*ROOT.glob("*/README.md"), *ROOT.glob("docs/**/*.md"), ROOT / "README.md"]
+CODE = ("worker", "dicom_listener", "mu2_model", "training", "migrations", "tests", "benchmarks", "docker")
+PROSE = [*ROOT.glob("*/phantoms/README.md"), *ROOT.glob("*/README.md"), *ROOT.glob("docs/**/*.md"), ROOT / "README.md"]
 
 
 def commands(text: str) -> list[list[str]]:
@@ -39,11 +39,9 @@ def command_of(words: list[str]) -> tuple[Any, list[str]]:
     return command, rest
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", PROSE, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_command_of_a_document_exists_with_its_options(path: Path) -> None:
-    found = commands(path.read_text())
-    assert found
-    for words in found:
+    for words in commands(path.read_text()):
         command, rest = command_of(words)
         options = {option for parameter in command.params for option in parameter.opts}
         assert {word.split("=")[0] for word in rest if word.startswith("-")} <= options, " ".join(words)
@@ -64,6 +62,20 @@ def test_a_command_to_copy_has_all_that_it_needs(path: Path) -> None:
 @pytest.mark.parametrize("path", PROSE, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_link_of_a_document_leads_somewhere(path: Path) -> None:
     assert [link for link in LINK.findall(path.read_text()) if not (path.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_file_that_a_document_names_is_there(path: Path) -> None:
+    files = [str(file.relative_to(ROOT)) for folder in CODE for file in (ROOT / folder).rglob("*.*")]
+    named = FILE.findall(path.read_text())
+    assert [name for name in named if not any(f"/{file}".endswith(f"/{name}") for file in files)] == []
+
+
+@pytest.mark.parametrize("package", ["dicom_listener", "worker", "mu2_model", "training", "training/phantoms"])
+def test_every_module_stands_in_its_packages_table_of_files(package: str) -> None:
+    told = (ROOT / package / "README.md").read_text()
+    modules = {file.name for file in (ROOT / package).glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert {name for name in modules if f"`{name}`" not in told} == set()
 
 
 def test_every_decision_stands_in_the_list_of_decisions() -> None:

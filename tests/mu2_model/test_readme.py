@@ -33,10 +33,3 @@ def test_every_field_in_the_table_of_corrections_exists_and_differs_between_the_
         owner = "tokenizer" if name in Mu2TokenizerConfig.__annotations__ else None
         first, second = ((getattr(config, owner) if owner else config) for config in (legacy, default))
         assert getattr(first, name) != getattr(second, name), name
-
-
-def test_every_module_stands_in_the_table_of_files() -> None:
-    missing = [
-        file.name for file in PACKAGE.glob("*.py") if file.name != "__init__.py" and f"`{file.name}`" not in README
-    ]
-    assert missing == []
