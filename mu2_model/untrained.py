@@ -48,6 +48,11 @@ def build_tokenizer(text: str = WORDS) -> PreTrainedTokenizerFast:
         [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
     )
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    return with_prompt(tokenizer)
+
+
+def with_prompt(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer whose vocabulary has the prompt's special tokens, with their roles and the chat template."""
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

@@ -18,7 +18,7 @@ from mu2_model import Mu2Config, Mu2ForConditionalGeneration, Mu2ImageProcessor,
 from mu2_model.configuration_mu2 import ABLATIONS
 from mu2_model.image_processing_mu2 import DEFAULT_WINDOWS
 from mu2_model.processing_mu2 import IMAGE_TOKEN
-from mu2_model.untrained import ASSISTANT, CHAT_TEMPLATE, END, PAD, UNKNOWN, USER
+from mu2_model.untrained import ASSISTANT, END, PAD, UNKNOWN, USER, with_prompt
 from training.data import Case
 
 
@@ -121,15 +121,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     assert isinstance(tokenizer.model, models.WordLevel)
     missing = [mark for mark in "0123456789.,:;()-/" if tokenizer.token_to_id(mark) is None]
     tokenizer.add_tokens(missing)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        eos_token=END,
-        additional_special_tokens=[USER, ASSISTANT, IMAGE_TOKEN],
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    return with_prompt(tokenizer)
 
 
 def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, ablation: str = "full") -> Mu2Config:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from worker.core import consents, editing, notices, reports, studies
 from worker.core.consents import Decision
-from worker.core.records import AuthorKind, Report, ReportVersion, Signature, Study, StudyStatus, User
+from worker.core.records import Report, ReportVersion, Signature, Study, StudyStatus, User
 from worker.core.report import Phi, ReportState, Sentence, canonical_text, text_sha256
 
 SHORTEST_NAME = 2  # "J" would take every J out of a text
@@ -101,13 +101,7 @@ def _sentences(version: ReportVersion) -> tuple[Sentence, ...]:
 
 def _draft(session: Session, signed: ReportVersion) -> tuple[Sentence, ...] | None:
     """The machine's text about the same images; a model that saw no patient has no opinion to correct."""
-    version = session.scalars(
-        sa.select(ReportVersion).where(
-            ReportVersion.report_id == signed.report_id,
-            ReportVersion.study_revision == signed.study_revision,
-            ReportVersion.author_kind == AuthorKind.MACHINE,
-        )
-    ).one_or_none()
+    version = reports.draft_of(session, signed.report_id, signed.study_revision)
     if version is None or notices.saw_no_patient(version.provenance):
         return None
     return _learned(version)

@@ -1,4 +1,6 @@
-"""The tables. What several parts share stands here; nothing else defines a column.
+"""The tables, but for those of the review page (`review_records.py`); nothing else defines a column.
+
+Long, because tables refer to each other and a reader wants them side by side.
 
 Columns named with a patient's data are marked `info={"phi": True}`; a test keeps them out of logs, metrics and tasks.
 Times are UTC and zone-aware. Ids that leave the database are opaque: random UUIDs and running numbers.

@@ -48,13 +48,7 @@ def add_draft(session: Session, study: Study, draft: Draft) -> ReportVersion:
         report = records.Report(id=records.new_id(), study_id=study.id, created_at=studies.now())
         session.add(report)
         session.flush()
-    there = session.scalars(
-        sa.select(ReportVersion).where(
-            ReportVersion.report_id == report.id,
-            ReportVersion.study_revision == study.revision,
-            ReportVersion.author_kind == AuthorKind.MACHINE,
-        )
-    ).one_or_none()
+    there = draft_of(session, report.id, study.revision)
     if there is not None:
         return there
     version = add_version(
@@ -69,6 +63,17 @@ def add_draft(session: Session, study: Study, draft: Draft) -> ReportVersion:
     if not has_person(session, report.id):
         report.state = ReportState.AI_DRAFT
     return version
+
+
+def draft_of(session: Session, report_id: str, study_revision: int) -> ReportVersion | None:
+    """The machine's draft about the images of one revision; there is one at most."""
+    return session.scalars(
+        sa.select(ReportVersion).where(
+            ReportVersion.report_id == report_id,
+            ReportVersion.study_revision == study_revision,
+            ReportVersion.author_kind == AuthorKind.MACHINE,
+        )
+    ).one_or_none()
 
 
 def add_version(

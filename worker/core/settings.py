@@ -1,4 +1,4 @@
-"""Every setting of the system: one frozen object, read once at a process's entry.
+"""Every setting of the system: one frozen object, read once at a process's entry; long, so that there is one place to look.
 
 Order of precedence: what a command line passes, environment (`MU2_` and `__` between the levels), `mu2.toml` in the
 working folder or at `MU2_CONFIG`, default. Unknown keys are errors. A secret may come from a file: put its path in

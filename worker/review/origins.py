@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from worker.core.records import AuthorKind, ReportVersion, Sentence
+from worker.core import reports
+from worker.core.records import ReportVersion, Sentence
 from worker.core.report import Origin, Section
 
 Drafted = Mapping[str, Sentence]
@@ -34,13 +34,7 @@ def machine_version(session: Session, shown: ReportVersion) -> ReportVersion | N
 
     There is one draft a revision; a later one lies beside a text that was begun before it.
     """
-    return session.scalars(
-        sa.select(ReportVersion).where(
-            ReportVersion.report_id == shown.report_id,
-            ReportVersion.author_kind == AuthorKind.MACHINE,
-            ReportVersion.study_revision == shown.study_revision,
-        )
-    ).one_or_none()
+    return reports.draft_of(session, shown.report_id, shown.study_revision)
 
 
 def drafted(machine: ReportVersion | None, shown: ReportVersion) -> Drafted:
