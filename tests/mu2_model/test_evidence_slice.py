@@ -1,4 +1,4 @@
-"""The best slice of a sentence: found with the draft, in the patient's space, told apart from the other sentences'."""
+"""The best slice of a sentence: found with the draft, in the patient's space."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from mu2_model import drafting_stages, evidence_slice
 from mu2_model.drafter import ReportDrafter
-from mu2_model.evidence_slice import best_slices, pulls
+from mu2_model.evidence_slice import best_slices
 from mu2_model.untrained import make_untrained
 from tests.mu2_model.test_image_processing import affine, body
 
@@ -41,12 +41,11 @@ def test_best_slice_goes_through_the_middle_of_the_box_with_the_largest_pull(
 ) -> None:
     grid = drafter.processor.image_processor.prepare(body(), affine()).grid
 
-    def gradients(*given: object) -> torch.Tensor:
-        found = torch.zeros(2, 1, drafter.model.config.tokens_per_chunk, 4)
-        found[0, 0, 0], found[1, 0, 7] = 1.0, 1.0
-        return found
+    def first_and_last(*given: object) -> list[torch.Tensor]:
+        boxes = torch.eye(drafter.model.config.tokens_per_chunk)
+        return [boxes[None, 0], boxes[None, -1]]
 
-    monkeypatch.setattr(evidence_slice, "_gradients", gradients)
+    monkeypatch.setattr(evidence_slice, "pulls", first_and_last)
     monkeypatch.setattr(
         drafting_stages, "best_slices", lambda *given: best_slices(*given[:6], [(0, 1), (1, 2)], given[7])
     )
@@ -60,45 +59,31 @@ def test_best_slice_goes_through_the_middle_of_the_box_with_the_largest_pull(
     assert (index > [7, 31, 31]).all() and (index <= ends).all()
 
 
-def test_what_moves_all_sentences_alike_pulls_none_of_them() -> None:
-    alike, own = torch.zeros(3, 1, 2, 4), torch.zeros(3, 1, 2, 4)
-    alike[:, 0, 0, 0] = 9.0
-    own[1, 0, 1, 1] = 1.0
-    found = pulls(alike + own)
-    assert found[1, 0].argmax() == 1 and found[:, 0, 0].max() == 0
-
-
-def test_two_sentences_are_not_confused_by_being_told_apart() -> None:
-    gradients = torch.zeros(2, 1, 2, 4)
-    gradients[0, 0, 0, 0], gradients[1, 0, 1, 1] = 1.0, 2.0
-    assert pulls(gradients)[:, 0].argmax(dim=1).tolist() == [0, 1]
-
-
-def test_gradient_is_that_of_the_sentence_by_the_token(drafter: ReportDrafter) -> None:
+def test_pull_is_the_slope_of_the_sentence_by_the_refined_token(drafter: ReportDrafter) -> None:
     (draft,) = drafter.draft([(body(), affine())], [QUESTION], max_new_tokens=12)
     prepared = drafter.processor.image_processor.prepare(body(), affine())
     text = dict(drafter.processor.encode_text([drafter.processor.build_prompt(QUESTION)], [QUESTION]).items())
+    model, ids, ranges = drafter.model.model, torch.tensor(draft.token_ids), [s.token_range for s in draft.sentences]
     with torch.inference_mode():
-        tokens = drafter.model.model.encode_chunks(prepared.pixel_values[None], prepared.chunk_mask[None])[0]
-    ids, ranges = torch.tensor(draft.token_ids), [s.token_range for s in draft.sentences]
+        tokens = model.encode_chunks(prepared.pixel_values[None], prepared.chunk_mask[None])[0]
+    found = evidence_slice.pulls(drafter.model, tokens, prepared.chunk_mask, text, ids, ranges, lambda: False)
+    box, (first, last) = 3, ranges[-1]
 
-    def log_probability(step: float) -> float:
-        moved = tokens.clone()
-        moved[0, 3] += step * direction
-        with torch.inference_mode():
-            features = drafter.model.model.gather_tokens(
-                moved[None], text["question_ids"], text["question_attention_mask"], prepared.chunk_mask[None]
+    def log_probability(step: float, axis: int) -> float:
+        def move(module: torch.nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            moved = output.clone()
+            moved[0, 0, box, axis] += step
+            return moved
+
+        with torch.inference_mode(), model.visual_tokenizer.refiner.register_forward_hook(move):
+            features = model.gather_tokens(
+                tokens[None], text["question_ids"], text["question_attention_mask"], prepared.chunk_mask[None]
             )
-            first, last = ranges[0]
-            found = evidence_slice.token_log_probabilities(drafter.model, features, text, ids)
-            return float(found[first:last].double().sum())
+            said = evidence_slice.token_log_probabilities(drafter.model, features, text, ids)
+        return float(said[first:last].double().sum())
 
-    found = evidence_slice._gradients(drafter.model, tokens, prepared.chunk_mask, text, ids, ranges, lambda: False)
-    assert found is not None
-    direction = found[0, 0, 3] / found[0, 0, 3].norm()
-    step = float(tokens[0, 3].norm()) / 10
-    slope = (log_probability(step) - log_probability(-step)) / (2 * step)
-    assert slope == pytest.approx(float(found[0, 0, 3].norm()), rel=0.1)
+    slopes = [(log_probability(0.5, axis) - log_probability(-0.5, axis)) for axis in range(tokens.shape[-1])]
+    assert len(found) == len(ranges) and float(found[-1][0, box]) == pytest.approx(np.linalg.norm(slopes), rel=0.05)
 
 
 def test_best_slices_are_the_same_alone_and_in_a_batch(drafter: ReportDrafter) -> None:
@@ -117,11 +102,11 @@ def test_best_slices_are_the_same_alone_and_in_a_batch(drafter: ReportDrafter) -
 def test_draft_without_the_memory_or_the_time_for_slices_has_none_and_is_not_lost(
     drafter: ReportDrafter, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
-    def short(*given: object) -> torch.Tensor:
+    def short(*given: object) -> list[torch.Tensor]:
         raise torch.OutOfMemoryError
 
     if why == "memory":
-        monkeypatch.setattr(evidence_slice, "_gradients", short)
+        monkeypatch.setattr(evidence_slice, "pulls", short)
     else:
         monkeypatch.setattr(drafting_stages.Deadline, "has_passed", lambda deadline: True)
         monkeypatch.setattr(drafting_stages.Deadline, "check", lambda deadline: None)
