@@ -1,6 +1,7 @@
 """A department of its own for each test: users, drafted studies with a synthetic volume, and a running page."""
 
 import contextlib
+import re
 import threading
 import time
 import uuid
@@ -11,14 +12,15 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import sqlalchemy as sa
 import uvicorn
 from fastapi import FastAPI
 
 from tests.core.builders import claimed, completed, destination
 from worker.core import accounts, reports, studies
 from worker.core.database import Database
-from worker.core.records import Role, Stage, User
-from worker.core.report import Provenance, Section, Sentence
+from worker.core.records import Report, Role, Stage, User
+from worker.core.report import Provenance, ReportState, Section, Sentence
 from worker.core.settings import ReviewSettings, Settings
 from worker.imaging import heat, stored
 from worker.imaging.volume import Volume
@@ -158,6 +160,39 @@ class Reader(httpx.Client):
     def act(self, path: str, **data: object) -> httpx.Response:
         """A changing request as the page sends it."""
         return self.post(path, data=data, headers={"X-CSRF-Token": self.csrf, "HX-Request": "true"})
+
+
+def card_ids(text: str) -> list[str]:
+    """Ids of the sentences on a page."""
+    return re.findall(r'<article class="sentence" id="card-([0-9a-f-]+)"', text)
+
+
+def revision_of(text: str, card: str) -> str:
+    """The revision that the page shows of a sentence."""
+    found = re.search(rf'id="revision-{card}" value="(\d+)"', text)
+    assert found is not None
+    return found[1]
+
+
+def copy_revision(text: str) -> str:
+    """The revision that a signature names."""
+    found = re.search(r'id="copy-revision" value="(\d+)"', text)
+    assert found is not None
+    return found[1]
+
+
+def accept_all(client: Reader, study_id: str) -> str:
+    """Accepts every sentence; the copy's revision."""
+    text = client.get(f"/studies/{study_id}").text
+    for card in card_ids(text):
+        text = client.act(f"/studies/{study_id}/sentences/{card}", act="accept", revision=1).text
+    return copy_revision(text)
+
+
+def state_of(here: Department, study_id: str) -> ReportState:
+    """The report's state as it is now."""
+    with here.database.read() as session:
+        return session.scalars(sa.select(Report.state).where(Report.study_id == study_id)).one()
 
 
 @contextlib.contextmanager

@@ -18,8 +18,7 @@ from tests.review.browser import (
     until,
     wait_for_picture,
 )
-from tests.review.builders import PASSWORD, SENTENCES, Department, Reader, department, served
-from tests.review.test_pages import accept_all
+from tests.review.builders import PASSWORD, SENTENCES, Department, Reader, accept_all, department, served
 from worker.core import accounts, outbox, reports, studies
 from worker.core.database import Database
 from worker.core.errors import DeliveryRefusedError, NothingToReportError

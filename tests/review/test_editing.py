@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.review.builders import SENTENCES, department
-from tests.review.test_signing import redraft
+from tests.review.ward import redraft
 from worker.core import editing, redrafts
 from worker.core.database import Database
 from worker.core.editing import Reader

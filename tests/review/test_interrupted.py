@@ -8,8 +8,7 @@ import pytest
 
 from tests.conftest import free_port
 from tests.review.browser import Browser, Page, log_in, needs_chromium, open_study, until
-from tests.review.builders import PASSWORD, SENTENCES, Department, served
-from tests.review.test_pages import state_of
+from tests.review.builders import PASSWORD, SENTENCES, Department, served, state_of
 from worker.core import reports
 from worker.core.report import ReportState
 

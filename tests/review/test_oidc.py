@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.review.browser import Browser, needs_chromium
-from tests.review.builders import Department, Reader, department, served
+from tests.review.builders import Department, Reader, accept_all, department, served
 from tests.review.provider import CLIENT, SECRET, Provider
 from worker.core import studies
 from worker.core.database import Database
@@ -34,12 +34,7 @@ class Clinic:
 
     def accept_all(self, study_id: str) -> str:
         """Accepts every sentence; the revision to sign."""
-        text = self.browser.get(f"/studies/{study_id}").text
-        for card in re.findall(r'id="card-([0-9a-f-]+)"', text):
-            text = self.browser.act(f"/studies/{study_id}/sentences/{card}", act="accept", revision=1).text
-        found = re.search(r'id="copy-revision" value="(\d+)"', text)
-        assert found is not None
-        return found[1]
+        return accept_all(self.browser, study_id)
 
     def prove(self, study_id: str) -> Any:
         return self.browser.post(f"/oidc/prove/{study_id}", data={"csrf": self.browser.csrf})

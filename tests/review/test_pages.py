@@ -12,46 +12,23 @@ import pytest
 import sqlalchemy as sa
 
 from tests.core.builders import LIMITS, claimed, completed
-from tests.review.builders import PASSWORD, SENTENCES, Department, Reader
+from tests.review.builders import (
+    PASSWORD,
+    SENTENCES,
+    Department,
+    Reader,
+    accept_all,
+    card_ids,
+    copy_revision,
+    revision_of,
+    state_of,
+)
 from worker.core import outbox, studies
 from worker.core.errors import DeliveryRefusedError, NothingToReportError
-from worker.core.records import Message, MessageState, Priority, Report, Stage, Study, User
+from worker.core.records import Message, MessageState, Priority, Stage, Study, User
 from worker.core.report import DISCLOSURE, BestSlice, ReportState, Section, Sentence
 from worker.core.review_records import Presence
 from worker.review import worklist
-
-
-def card_ids(text: str) -> list[str]:
-    """Ids of the sentences on a page."""
-    return re.findall(r'<article class="sentence" id="card-([0-9a-f-]+)"', text)
-
-
-def revision_of(text: str, card: str) -> str:
-    """The revision that the page shows of a sentence."""
-    found = re.search(rf'id="revision-{card}" value="(\d+)"', text)
-    assert found is not None
-    return found[1]
-
-
-def copy_revision(text: str) -> str:
-    """The revision that a signature names."""
-    found = re.search(r'id="copy-revision" value="(\d+)"', text)
-    assert found is not None
-    return found[1]
-
-
-def accept_all(client: Reader, study_id: str) -> str:
-    """Accepts every sentence; the copy's revision."""
-    text = client.get(f"/studies/{study_id}").text
-    for card in card_ids(text):
-        text = client.act(f"/studies/{study_id}/sentences/{card}", act="accept", revision=1).text
-    return copy_revision(text)
-
-
-def state_of(here: Department, study_id: str) -> ReportState:
-    """The report's state as it is now."""
-    with here.database.read() as session:
-        return session.scalars(sa.select(Report.state).where(Report.study_id == study_id)).one()
 
 
 def test_worklist_shows_stat_first_then_the_longest_waiting(here: Department, reader: Reader) -> None:
@@ -282,14 +259,20 @@ def test_open_page_hears_of_a_change_without_any_patient_data(here: Department, 
     assert "event: worklist" in heard and "ZEBRASTRIPE" not in str(heard)
 
 
-def test_admin_reads_a_message_and_sends_a_refused_one_again(here: Department, reader: Reader, page: str) -> None:
-    study_id = here.drafted(slices=2)
+def sign_and_refuse(here: Department, reader: Reader, study_id: str) -> outbox.Claimed:
+    """Signs a report whose message its receiver refuses."""
     reader.act(f"/studies/{study_id}/sign", revision=accept_all(reader, study_id), password=PASSWORD)
     with here.database.write() as session:
         claim = outbox.claim(session, "ris", 60)
         assert claim is not None
         outbox.refuse(session, claim, DeliveryRefusedError("no such order"), "AR", "unknown order")
     here.rung.clear()
+    return claim
+
+
+def test_admin_reads_a_message_and_sends_a_refused_one_again(here: Department, reader: Reader, page: str) -> None:
+    study_id = here.drafted(slices=2)
+    claim = sign_and_refuse(here, reader, study_id)
     with Reader(base_url=page) as boss:
         boss.log_in("boss")
         assert "refused" in boss.get("/admin/messages?state=refused").text
@@ -303,12 +286,7 @@ def test_admin_reads_a_message_and_sends_a_refused_one_again(here: Department, r
 
 def test_admin_writes_a_refused_message_again(here: Department, reader: Reader, page: str) -> None:
     study_id = here.drafted(slices=2)
-    reader.act(f"/studies/{study_id}/sign", revision=accept_all(reader, study_id), password=PASSWORD)
-    with here.database.write() as session:
-        claim = outbox.claim(session, "ris", 60)
-        assert claim is not None
-        outbox.refuse(session, claim, DeliveryRefusedError("no such procedure"), "AR")
-    here.rung.clear()
+    claim = sign_and_refuse(here, reader, study_id)
     with Reader(base_url=page) as boss:
         boss.log_in("boss")
         renew = f"/admin/messages/{claim.message_id}/renew"

@@ -6,8 +6,7 @@ from itertools import pairwise
 import pytest
 
 from tests.review.browser import Browser, Page, cut_or_overlapping, hard_to_read, log_in, needs_chromium, picture
-from tests.review.builders import PASSWORD, SENTENCES, Department, Reader
-from tests.review.test_pages import accept_all, copy_revision
+from tests.review.builders import PASSWORD, SENTENCES, Department, Reader, accept_all, copy_revision
 from worker.core import accounts, editing, signing, studies
 from worker.core.records import Study
 from worker.core.report import Assessment, Section

@@ -6,8 +6,17 @@ from datetime import timedelta
 import pytest
 
 from tests.core.builders import claimed
-from tests.review.builders import PASSWORD, SENTENCES, Department, Reader
-from tests.review.test_pages import accept_all, card_ids, copy_revision, revision_of, state_of
+from tests.review.builders import (
+    PASSWORD,
+    SENTENCES,
+    Department,
+    Reader,
+    accept_all,
+    card_ids,
+    copy_revision,
+    revision_of,
+    state_of,
+)
 from worker.core import editing, reports, studies
 from worker.core.records import Stage, Study, StudyStatus
 from worker.core.report import Provenance, ReportState, Sentence

@@ -1,6 +1,5 @@
 """The acts of a radiologist: what each leaves, needs and writes; and that nothing signs but a person."""
 
-import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -9,80 +8,18 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from sqlalchemy.exc import DBAPIError
 
-from tests.core.builders import claimed, destination, draft, received, render
-from tests.review.builders import PASSWORD, SENTENCES, department
-from worker.core import accounts, audit, editing, outbox, reports, signing, studies
+from tests.core.builders import destination, received, render
+from tests.review.builders import PASSWORD, SENTENCES
+from tests.review.ward import DESK, Ward, redraft
+from worker.core import accounts, audit, editing, reports, signing, studies
 from worker.core.database import Database
-from worker.core.editing import Reader
-from worker.core.errors import AccessError, DeliveryRefusedError, Mu2Error, ReportError, SignatureError, StateError
-from worker.core.records import Message, MessageState, Report, ReportVersion, Role, Signature, Stage, User, new_id
-from worker.core.report import SIGNED_STATES, Assessment, ReportState, Section, Sentence, canonical_text, text_sha256
-from worker.core.review_records import Authentication, AuthenticationMethod, WorkingCopy
+from worker.core.errors import AccessError, ReportError, SignatureError, StateError
+from worker.core.records import Report, ReportVersion, Role, Signature, User, new_id
+from worker.core.report import ReportState, Section, canonical_text, text_sha256
+from worker.core.review_records import Authentication, WorkingCopy
 from worker.core.signing import Desk
-
-DESK = Desk(destinations=(destination(preliminary=True),), render=render)
-
-
-class Ward:
-    """One drafted report and the people around it."""
-
-    def __init__(self, database: Database, folder: Path, sentences: tuple[Sentence, ...] = SENTENCES) -> None:
-        self.database = database
-        self.there = department(database, folder)
-        self.study_id = self.there.drafted(sentences=sentences, slices=2)
-        self.users = {role: self.there.user(role.value, role) for role in Role}
-        with database.read() as session:
-            self.report_id = session.scalars(sa.select(Report.id)).one()
-
-    def reader(self, role: Role = Role.RADIOLOGIST) -> Reader:
-        return Reader(self.users[role].id)
-
-    def proof(self, role: Role = Role.RADIOLOGIST, **changes: Any) -> str:
-        """A fresh proof of identity."""
-        with self.database.write() as session:
-            row = Authentication(
-                id=new_id(),
-                **{
-                    "user_id": self.users[role].id,
-                    "study_id": self.study_id,
-                    "method": AuthenticationMethod.PASSWORD,
-                    "at": studies.now(),
-                    **changes,
-                },
-            )
-            session.add(row)
-            session.flush()
-            return row.id
-
-    def judge_all(self, assessment: Assessment = Assessment.ACCEPTED) -> int:
-        """Judges every sentence; returns the copy's revision."""
-        with self.database.write() as session:
-            copy = editing.open_copy(session, self.report_id, self.reader())
-            for row in list(copy.sentences):
-                editing.change(session, row.id, self.reader(), revision=row.revision, assessment=assessment)
-            return copy.revision
-
-    def do(self, act: Any, *arguments: Any, desk: Desk = DESK, role: Role = Role.RADIOLOGIST, **named: Any) -> Any:
-        """One act in one transaction."""
-        with self.database.write() as session:
-            return act(session, self.report_id, self.reader(role), desk, *arguments, **named)
-
-    def signed(self) -> None:
-        self.do(signing.sign, revision=self.judge_all(), authentication_id=self.proof())
-
-    def state(self) -> ReportState:
-        with self.database.read() as session:
-            return session.get_one(Report, self.report_id).state
-
-    def messages(self) -> list[tuple[str, bool]]:
-        with self.database.read() as session:
-            rows = session.scalars(sa.select(Message).order_by(Message.id)).all()
-            return [(row.result_status, row.signature_version_id is not None) for row in rows]
 
 
 @pytest.fixture
@@ -338,162 +275,6 @@ def test_drafting_again_takes_nothing_away_that_was_signed(desk_ward: Ward) -> N
     assert desk_ward.state() is ReportState.FINAL
     with desk_ward.database.read() as session:
         assert editing.of_record(session, desk_ward.report_id).id == before
-
-
-def redraft(ward: Ward) -> None:
-    """The machine drafts the study again."""
-    with ward.database.write() as session:
-        studies.requeue(session, ward.study_id)
-    prepare = claimed(ward.database, Stage.PREPARE)
-    with ward.database.write() as session:
-        studies.store_prepared(session, prepare, {}, "inputs/x")
-    claim = claimed(ward.database, Stage.DRAFT)
-    with ward.database.write() as session:
-        study = studies.held(session, claim)
-        assert study is not None
-        reports.add_draft(session, study, draft("The machine wrote this later."))
-        studies.mark_drafted(session, study, claim)
-
-
-ANYBODY = st.sampled_from([Role.RADIOLOGIST] * 6 + [Role.ADMIN, Role.VIEWER])
-
-
-class AnyOrder(RuleBasedStateMachine):
-    """Acts in any order, by anybody, with any proof: no F or C without a radiologist's signature on the very text."""
-
-    template: Path
-    folder: Path
-    count = 0
-    signatures = 0  # seen in all runs: a run that signs nothing proves nothing
-
-    @initialize()
-    def open(self) -> None:
-        type(self).count += 1
-        path = self.folder / f"{self.count}.sqlite"
-        path.write_bytes(self.template.read_bytes())
-        self.database = Database(f"sqlite:///{path}")
-        self.ward = Ward(self.database, self.folder / str(self.count))
-        stale = self.ward.proof(at=studies.now() - timedelta(seconds=500))
-        self.elsewhere = received(self.database)
-        foreign = self.ward.proof(study_id=self.elsewhere)
-        self.proofs = [new_id(), stale, foreign, self.ward.proof(Role.ADMIN), self.ward.proof()]
-        self.revision = self.ward.judge_all()
-
-    def teardown(self) -> None:
-        if hasattr(self, "database"):
-            self.database.close()
-
-    def attempt(self, act: Any, role: Role, **named: Any) -> None:
-        with contextlib.suppress(Mu2Error):
-            self.ward.do(act, role=role, **named)
-
-    @rule(role=ANYBODY, age=st.sampled_from([0, 500]))
-    def prove(self, role: Role, age: int) -> None:
-        self.proofs.append(self.ward.proof(role, at=studies.now() - timedelta(seconds=age)))
-
-    @rule(assessment=st.sampled_from([Assessment.ACCEPTED, Assessment.REJECTED, Assessment.UNTOUCHED]))
-    def judge_some(self, assessment: Assessment) -> None:
-        self.judge(assessment)
-
-    def judge(self, assessment: Assessment) -> None:
-        with contextlib.suppress(Mu2Error):
-            self.revision = self.ward.judge_all(assessment)
-
-    @rule(act=st.sampled_from([signing.sign, signing.correct]), role=ANYBODY, data=st.data())
-    def sign(self, act: Any, role: Role, data: Any) -> None:
-        proof = data.draw(st.sampled_from(self.proofs))
-        self.attempt(act, role, revision=self.revision, authentication_id=proof)
-
-    @rule(kind=st.sampled_from(["fresh", "fresh", "stale", "of somebody else", "for another study", "invented"]))
-    def judge_and_sign(self, kind: str) -> None:
-        self.judge(Assessment.ACCEPTED)
-        proof = {
-            "fresh": self.ward.proof,
-            "stale": lambda: self.ward.proof(at=studies.now() - timedelta(seconds=500)),
-            "of somebody else": lambda: self.ward.proof(Role.ADMIN),
-            "for another study": lambda: self.ward.proof(study_id=self.elsewhere),
-            "invented": new_id,
-        }[kind]()
-        self.attempt(signing.sign, Role.RADIOLOGIST, revision=self.revision, authentication_id=proof)
-
-    @rule(role=ANYBODY, data=st.data())
-    def addend(self, role: Role, data: Any) -> None:
-        proof = data.draw(st.sampled_from(self.proofs))
-        self.attempt(signing.addend, role, sentences=["More."], authentication_id=proof)
-
-    @rule(role=ANYBODY, data=st.data())
-    def retract(self, role: Role, data: Any) -> None:
-        proof = data.draw(st.sampled_from(self.proofs))
-        self.attempt(signing.retract, role, reason="wrong", authentication_id=proof)
-
-    @rule(role=ANYBODY)
-    def save_preliminary(self, role: Role) -> None:
-        self.attempt(signing.save_preliminary, role, revision=self.revision)
-
-    @rule(role=ANYBODY)
-    def reject(self, role: Role) -> None:
-        self.attempt(signing.reject, role, reason="wrong")
-
-    @rule()
-    def refuse_and_renew(self) -> None:
-        with contextlib.suppress(Mu2Error), self.database.write() as session:
-            claim = outbox.claim(session, "ris", 60)
-            if claim is not None:
-                outbox.refuse(session, claim, DeliveryRefusedError("AR"), "AR")
-                outbox.renew(session, claim.message_id, DESK.destinations, DESK.render)
-
-    @rule()
-    def draft_again(self) -> None:
-        redraft(self.ward)
-
-    @rule()
-    def correct_begins(self) -> None:
-        try:
-            with self.database.write() as session:
-                copy = signing.begin_correction(session, self.ward.report_id, self.ward.reader(), DESK)
-                self.revision = copy.revision
-        except Mu2Error:
-            pass
-
-    @invariant()
-    def nothing_final_without_a_persons_signature(self) -> None:
-        if not hasattr(self, "ward"):
-            return
-        with self.database.read() as session:
-            for message in session.scalars(sa.select(Message).where(Message.result_status.in_(["F", "C"]))):
-                signature = session.scalars(
-                    sa.select(Signature).where(Signature.version_id == message.signature_version_id)
-                ).one()
-                version = session.get_one(ReportVersion, message.version_id)
-                text = canonical_text(map(reports.to_sentence, version.sentences))
-                assert text_sha256(text) == message.text_sha256 == signature.text_sha256
-            for signature in session.scalars(sa.select(Signature)):
-                type(self).signatures += 1
-                proof = session.scalars(
-                    sa.select(Authentication).where(Authentication.version_id == signature.version_id)
-                ).one()
-                assert (proof.user_id, proof.study_id) == (signature.user_id, self.ward.study_id)
-                assert session.get_one(User, signature.user_id).role is Role.RADIOLOGIST
-                assert signature.signed_at - proof.at <= timedelta(seconds=DESK.fresh_seconds)
-            for version in session.scalars(sa.select(ReportVersion)):
-                assert (version.signature is not None) == (version.state in SIGNED_STATES)
-            live = sa.select(Message.version_id, Message.destination).where(Message.state != MessageState.SUPERSEDED)
-            rows = session.execute(live).all()
-            assert len(rows) == len(set(rows))
-
-
-def test_no_order_of_acts_lets_a_final_text_leave_unsigned(sqlite_template: Path, tmp_path: Path) -> None:
-    AnyOrder.template, AnyOrder.folder = sqlite_template, tmp_path
-    case = AnyOrder.TestCase
-    case.settings = settings(
-        max_examples=20,
-        stateful_step_count=14,
-        deadline=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
-    case().runTest()
-    assert AnyOrder.signatures > 5
 
 
 def test_password_makes_the_proof_and_a_wrong_one_does_not(desk_ward: Ward) -> None:
