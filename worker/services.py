@@ -22,7 +22,7 @@ REVIEW_STOP_SECONDS = 8.0  # its own limit is 3
 
 def services(settings: Settings, *, review: bool) -> list[Service]:
     """The services that these settings call for, in the order of their start; no port may be 0."""
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.make_home()
     embedded = [] if settings.queue.url.get_secret_value() else [broker_service(settings)]
     page = [review_service(settings)] if review else []
     return [*embedded, worker_service(settings), listener_service(settings), *page]

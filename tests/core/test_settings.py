@@ -67,3 +67,39 @@ def test_two_destinations_of_one_name_are_refused() -> None:
     one = {"name": "ris", "host": "h", "port": 1, "drafts": "none"}
     with pytest.raises(SettingsError, match="share a name"):
         settings.load(hl7={"destinations": [one, one]})
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://mu2@db/mu2", "mysql://db/mu2", "postgresql+psycopg://mu2@db:port/mu2", "/srv/mu2.sqlite"]
+)
+def test_database_that_no_driver_here_reaches_is_refused_with_what_to_write(monkeypatch, url: str) -> None:
+    monkeypatch.setenv("MU2_DATABASE__URL", url)
+    with pytest.raises(SettingsError, match=r"database.url.*postgresql\+psycopg://USER") as raised:
+        settings.load()
+    assert url not in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["amqp://queue", "queue:6379", "valkey://queue:6379/0"])
+def test_broker_that_is_no_redis_is_refused_with_what_to_write(monkeypatch, url: str) -> None:
+    monkeypatch.setenv("MU2_QUEUE__URL", url)
+    with pytest.raises(SettingsError, match=r"queue.url.*redis://:PASSWORD@HOST"):
+        settings.load()
+
+
+def test_file_of_settings_that_is_named_and_not_there_is_an_error(monkeypatch) -> None:
+    monkeypatch.setenv("MU2_CONFIG", "elsewhere.toml")
+    with pytest.raises(SettingsError, match="MU2_CONFIG names a file that is not there"):
+        settings.load()
+
+
+def test_list_that_is_no_json_is_an_error_that_names_it(monkeypatch) -> None:
+    monkeypatch.setenv("MU2_DICOM__PEERS", "PACS@10.0.0.5")
+    with pytest.raises(SettingsError, match=r"^peers is no JSON") as raised:
+        settings.load()
+    assert "10.0.0.5" not in str(raised.value)
+
+
+def test_home_that_cannot_be_made_is_an_error_that_names_it(empty_folder: Path) -> None:
+    (empty_folder / "file").touch()
+    with pytest.raises(SettingsError, match=r"MU2_HOME \(file/home\) cannot be made"):
+        settings.load(home=Path("file/home")).make_home()

@@ -2,7 +2,7 @@
 
 import typer
 
-from worker.cli.terminal import Json, print_json
+from worker.cli.terminal import Json, note, print_json
 
 app = typer.Typer(name="db", help="The database's schema.", no_args_is_help=True)
 
@@ -42,4 +42,5 @@ def current(as_json: Json = False) -> None:
     else:
         print(f"{found or 'none'} (this code needs {needed})")
     if found != needed:
+        note("Run `mu2 db upgrade`.")
         raise typer.Exit(1)

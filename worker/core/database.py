@@ -47,7 +47,7 @@ class Database:
         """The database that the settings name; creates MU2_HOME for the default SQLite file."""
         url = sa.make_url(settings.database_url)
         if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
-            settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            settings.make_home()
         return cls(settings.database_url, settings.database.busy_seconds)
 
     @property

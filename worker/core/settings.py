@@ -13,7 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -28,6 +30,9 @@ PREFIX = "MU2_"
 MOST_SOCKET_PATH_BYTES = 107  # of sockaddr_un on Linux
 SHORTEST_PSEUDONYM_KEY = 32
 DELIMITER = "__"
+CONFIG_VARIABLE = "MU2_CONFIG"
+BROKERS = ("redis", "rediss", "redis+socket")
+DATABASES = ("sqlite", "postgresql+psycopg")
 AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -132,12 +137,32 @@ class QueueSettings(_Group):
         {}, description="Rank by a word in the study's requested priority or description."
     )
 
+    @field_validator("url")
+    @classmethod
+    def _is_redis(cls, value: SecretStr) -> SecretStr:
+        written = value.get_secret_value()
+        if written and written.partition("://")[0] not in BROKERS:
+            raise ValueError("the broker is Redis or Valkey; write redis://:PASSWORD@HOST:6379/0, or rediss:// for TLS")
+        return value
+
 
 class DatabaseSettings(_Group):
     """The truth."""
 
     url: SecretStr = Field(SecretStr(""), description="SQLAlchemy URL; empty means SQLite at MU2_HOME/mu2.sqlite.")
     busy_seconds: Seconds = Field(30.0, description="How long a locked or absent database is waited for.")
+
+    @field_validator("url")
+    @classmethod
+    def _has_a_driver_here(cls, value: SecretStr) -> SecretStr:
+        written = value.get_secret_value()
+        try:
+            known = not written or sa.make_url(written).drivername in DATABASES
+        except (sa.exc.ArgumentError, ValueError):
+            known = False
+        if not known:
+            raise ValueError("write postgresql+psycopg://USER:PASSWORD@HOST:5432/NAME or sqlite:////PATH")
+        return value
 
 
 class ImagingSettings(_Group):
@@ -329,6 +354,15 @@ class LogSettings(_Group):
 class _Environment(EnvSettingsSource):
     """The environment, in which `MU2_X__Y_FILE` names a file that holds the value of `MU2_X__Y`."""
 
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        """Raises `SettingsError` for what is no JSON; the library's own message names its classes and no key."""
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            raise SettingsError(
+                f"{field_name} is no JSON; in a variable, lists and tables are written as JSON"
+            ) from None
+
     def _load_env_vars(self) -> dict[str, str | None]:
         values: dict[str, str | None] = {}
         for name, value in os.environ.items():
@@ -382,8 +416,18 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Command line, environment with its `*_FILE` secrets, `mu2.toml`, in this order."""
-        toml = TomlConfigSettingsSource(settings_cls, Path(os.environ.get("MU2_CONFIG", "mu2.toml")))
+        config = Path(os.environ.get(CONFIG_VARIABLE, "mu2.toml"))
+        if CONFIG_VARIABLE in os.environ and not config.exists():
+            raise SettingsError(f"{CONFIG_VARIABLE} names a file that is not there; mend the path")
+        toml = TomlConfigSettingsSource(settings_cls, config)
         return init_settings, _Environment(settings_cls), toml
+
+    def make_home(self) -> None:
+        """Makes MU2_HOME, closed to others; raises `SettingsError` when that cannot be."""
+        try:
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"MU2_HOME ({self.home}) cannot be made ({error.strerror}); name another") from error
 
     @property
     def database_url(self) -> str:
@@ -421,7 +465,7 @@ class Settings(BaseSettings):
         return Path(self.store.url).resolve() if self.store.url else self.home.resolve() / "store"
 
 
-_NOT_SETTINGS = {"MU2_CONFIG"}
+_NOT_SETTINGS = {CONFIG_VARIABLE}
 
 
 def load(**overrides: Any) -> Settings:
