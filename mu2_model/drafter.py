@@ -20,7 +20,7 @@ from mu2_model.drafting_stages import DraftingStages
 from mu2_model.errors import CheckpointError, DeviceError, QuestionError
 from mu2_model.evidence import explain
 from mu2_model.image_processing_mu2 import Volume
-from mu2_model.memory import check_weights_fit
+from mu2_model.memory import check_memory, check_weights_fit, estimate_memory
 from mu2_model.modeling_mu2 import Mu2ForConditionalGeneration
 from mu2_model.novelty import Novelty
 from mu2_model.processing_mu2 import Mu2Processor
@@ -162,7 +162,7 @@ class ReportDrafter:
         with torch.inference_mode():
             rows, prepared = run.prepare(volumes)
             text = {key: value.to(self.device) for key, value in run.encode_text(list(questions)).items()}
-            run.check_memory(prepared, text, samples, max_new_tokens)
+            run.check_memory(prepared, text, samples, max_new_tokens, evidence)
             features = run.encode(prepared, rows, text)
             ids, log_probabilities = run.generate(text, features, settings, samples, max_new_tokens)
         drafts = []
@@ -187,12 +187,25 @@ class ReportDrafter:
         return not bool(text["attention_mask"].all())
 
     def explain(self, volume: Volume, question: str, draft: Draft) -> Draft:
-        """The draft with `evidence`, one entry per sentence; volume and question as it was drafted from."""
+        """The draft with `evidence`, one entry per sentence; volume and question as it was drafted from.
+
+        Raises MemoryEstimateError when evidence would not fit.
+        """
         prepared = self.processor.image_processor.prepare(*volume, device=self.device)
         text = self.processor.encode_text([self.processor.build_prompt(question)], [question.strip()])
         ranges = [sentence.token_range for sentence in draft.sentences]
         if not ranges:
             return replace(draft, evidence=())
+        estimate = estimate_memory(
+            self.model.config,
+            0,
+            chunks=len(prepared.chunk_mask),
+            prompt_tokens=text["input_ids"].shape[1],
+            new_tokens=len(draft.token_ids),
+            bytes_per_value=self.model.dtype.itemsize,
+            evidence=True,
+        )
+        check_memory(estimate, self.device, 1)
         with torch.inference_mode():
             on_device = {key: value.to(self.device) for key, value in text.items()}
             made = explain(self.model, prepared, on_device, torch.tensor(draft.token_ids), ranges)

@@ -16,7 +16,7 @@ from mu2_model.draft import Draft, DraftSentence, Progress
 from mu2_model.errors import QuestionError
 from mu2_model.evidence_slice import Point, best_slices
 from mu2_model.image_processing_mu2 import PreparedVolume, Volume, collate
-from mu2_model.memory import check_memory, estimate_memory
+from mu2_model.memory import check_memory, estimate_memory, fits, slices_bytes
 from mu2_model.modeling_mu2 import Mu2ForConditionalGeneration, Mu2ImageFeatures
 from mu2_model.novelty import Novelty, PooledTokens
 from mu2_model.processing_mu2 import Mu2Processor
@@ -155,7 +155,12 @@ class DraftingStages:
         return int(min(wanted, context - prompt_tokens))
 
     def check_memory(
-        self, prepared: list[PreparedVolume], text: dict[str, Tensor], samples: int, max_new_tokens: int | None
+        self,
+        prepared: list[PreparedVolume],
+        text: dict[str, Tensor],
+        samples: int,
+        max_new_tokens: int | None,
+        evidence: bool = False,
     ) -> None:
         """Raise MemoryEstimateError before a batch that would not fit."""
         batch = len(text["input_ids"])
@@ -168,6 +173,7 @@ class DraftingStages:
             new_tokens=self.token_limit(max_new_tokens, text["input_ids"].shape[1]),
             samples=samples,
             bytes_per_value=self.model.dtype.itemsize,
+            evidence=evidence,
         )
         check_memory(estimate, self.device, batch * samples)
 
@@ -216,17 +222,27 @@ class DraftingStages:
     def find_slices(self, draft: Draft, volume: PreparedVolume, row: int, text: dict[str, Tensor]) -> Draft:
         """The draft of one encoded volume with the best slice of every sentence; `text` is its one row of the prompts.
 
-        A link is not worth a draft: without the memory or the time for it there is none.
+        A link is not worth a draft: without the memory or the time for it there is none. The memory is estimated first,
+        because a host out of memory raises nothing: it kills.
         """
         start = time.perf_counter()
         found: list[Point | None] = [None] * len(draft.sentences)
         if self.encoded is not None and draft.sentences:
             tokens, mask = self.encoded
             ranges, ids = [sentence.token_range for sentence in draft.sentences], torch.tensor(draft.token_ids)
-            with suppress(torch.OutOfMemoryError):
-                found = best_slices(
-                    self.model, tokens[row], mask[row], volume.grid, text, ids, ranges, self.deadline.has_passed
-                )
+            needed = slices_bytes(
+                self.model.config,
+                chunks=len(mask[row]),
+                prompt_tokens=text["input_ids"].shape[1],
+                draft_tokens=len(ids),
+                sentences=len(ranges),
+                value_bytes=self.model.dtype.itemsize,
+            )
+            if fits(needed, self.device):
+                with suppress(torch.OutOfMemoryError):
+                    found = best_slices(
+                        self.model, tokens[row], mask[row], volume.grid, text, ids, ranges, self.deadline.has_passed
+                    )
         self.seconds["slices"] = self.seconds.get("slices", 0.0) + time.perf_counter() - start
         return replace(draft, best_slices=tuple(found))
 

@@ -28,7 +28,10 @@ def model_info(path: Path | str, batch: int = 1, dtype: str | None = None) -> di
         raise CheckpointError(f"weights of type {dtype or stored} are not known: {', '.join(BYTES_PER_VALUE)}")
     value_bytes = BYTES_PER_VALUE[dtype or stored]
     weight_bytes(folder)  # tells a damaged file
-    estimate = estimate_memory(config, parameters["total"], batch=batch, bytes_per_value=value_bytes)
+    estimate, explained = (
+        estimate_memory(config, parameters["total"], batch=batch, bytes_per_value=value_bytes, evidence=evidence)
+        for evidence in (False, True)
+    )
     return {
         "model_name": config.model_name,
         "model_version": config.model_version,
@@ -37,7 +40,13 @@ def model_info(path: Path | str, batch: int = 1, dtype: str | None = None) -> di
         "weights_sha256": hash_weights(folder),
         "dtype": dtype or stored,
         "parameters": parameters,
-        "memory_bytes": {"batch": batch, "weights": estimate.weights, "peak": estimate.total, "free": free_by_device()},
+        "memory_bytes": {
+            "batch": batch,
+            "weights": estimate.weights,
+            "peak": estimate.total,
+            "peak_with_evidence": explained.total,
+            "free": free_by_device(),
+        },
         "chunk": list(config.vision.image_size),
         "positions": config.tokenizer.positions,
         "selection": config.tokenizer.selection,

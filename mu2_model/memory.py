@@ -1,11 +1,12 @@
 """How much memory a checkpoint and a batch need, estimated before they are loaded and started.
 
-The estimate counts what is alive at the peak of each stage without gradients: weights, the vision tower's widest tensors, the
-tokenizer's scores, the key-value cache, the logits. Attention scores are never materialised. It errs high.
+The estimate counts what is alive at the peak of each stage: weights, the vision tower's widest tensors, the tokenizer's scores,
+the key-value cache, the logits. Drafting keeps no gradients and materialises no attention of the language model; evidence does
+the second and best slices the first, so each has an estimate of its own. It errs high.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,21 +20,24 @@ MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 # Allocator fragments and kernels' workspaces, as a factor on activations.
 SLACK = 1.3
+# Values of a layer's width, and of its MLP's, that a transformer layer keeps for a gradient, with copies in float32.
+KEPT_PER_WIDTH, KEPT_PER_INNER = 20, 5
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes: of the weights, and on top of them at the peak of a batch."""
+    """Bytes: of the weights, and on top of them at the peak of a batch; `evidence` is 0 when none is asked for."""
 
     weights: int
     vision: int
     tokenizer: int
     generation: int
+    evidence: int = 0
 
     @property
     def batch(self) -> int:
         """Bytes on top of the weights: stages do not overlap, so the largest counts."""
-        return int(SLACK * max(self.vision, self.tokenizer, self.generation))
+        return int(SLACK * max(self.vision, self.tokenizer, self.generation, self.evidence))
 
     @property
     def total(self) -> int:
@@ -51,8 +55,12 @@ def estimate_memory(
     new_tokens: int = 512,
     samples: int = 1,
     bytes_per_value: int = 2,
+    evidence: bool = False,
 ) -> MemoryEstimate:
-    """Estimate for `batch` volumes of `chunks` chunks, `samples` drafts each, at `bytes_per_value` (2 for bf16)."""
+    """Estimate for `batch` volumes of `chunks` chunks, `samples` drafts each, at `bytes_per_value` (2 for bf16).
+
+    `evidence` is made for one draft after the other, of `new_tokens` tokens at most.
+    """
     vision, tokenizer, text = config.vision, config.tokenizer, config.get_text_config()
     voxels = vision.num_channels * vision.image_size[0] * vision.image_size[1] * vision.image_size[2]
     patches = vision.patch_grid[0] * vision.patch_grid[1] * vision.patch_grid[2]
@@ -71,12 +79,58 @@ def estimate_memory(
         sequences * prompt_tokens * (getattr(text, "intermediate_size", 4 * text.hidden_size) * 3) * bytes_per_value
     )
     logits = sequences * config.vocab_size * 12
-    return MemoryEstimate(
+    estimate = MemoryEstimate(
         weights=parameters * bytes_per_value,
         vision=pixels + widest * bytes_per_value,
         tokenizer=pixels + (refined + visual) * bytes_per_value + scores,
         generation=cache + prefill + logits,
     )
+    if not evidence:
+        return estimate
+    looked = _evidence_bytes(config, chunks, prompt_tokens, new_tokens, bytes_per_value)
+    # The pixels of the batch stay while its drafts are explained.
+    return replace(estimate, evidence=pixels + looked)
+
+
+def _evidence_bytes(config: Mu2Config, chunks: int, prompt_tokens: int, draft_tokens: int, value_bytes: int) -> int:
+    """Bytes that explaining one draft takes: all attention of the language model at once, or a run over changed pixels."""
+    tokenizer, text, vision = config.tokenizer, config.get_text_config(), config.vision
+    length, heads = prompt_tokens + draft_tokens, text.num_attention_heads
+    # Every layer's weights are returned together; one layer's are scores and a float32 softmax besides.
+    attention = heads * length**2 * (text.num_hidden_layers * value_bytes + 8 + value_bytes)
+    logits = draft_tokens * config.vocab_size * (8 + 2 * value_bytes)
+    voxels = vision.num_channels * math.prod(vision.image_size)
+    tokens = chunks * config.tokens_per_chunk
+    patches = chunks * math.prod(vision.patch_grid)
+    visual = 2 * tokenizer.num_selected_tokens
+    maps = (value_bytes + 4) * (
+        tokens * tokenizer.num_selected_tokens + tokenizer.num_attention_heads * tokenizer.num_query_tokens * visual
+    )
+    maps += 8 * tokenizer.num_query_tokens * patches
+    one = estimate_memory(config, 0, chunks=chunks, prompt_tokens=length, new_tokens=0, bytes_per_value=value_bytes)
+    # The volume as it is, and blanked.
+    changed = 2 * 4 * chunks * voxels
+    return maps + changed + max(one.vision, one.tokenizer, one.generation + attention, one.generation + logits)
+
+
+def slices_bytes(
+    config: Mu2Config, *, chunks: int, prompt_tokens: int, draft_tokens: int, sentences: int, value_bytes: int
+) -> int:
+    """Bytes that the best slices of one draft take: what the gradient from its words back to the tokens must remember.
+
+    The graph of the language model, the head and the visual tokenizer, and a gradient for every sentence.
+    """
+    tokenizer, text = config.tokenizer, config.get_text_config()
+    length, tokens = prompt_tokens + draft_tokens, chunks * config.tokens_per_chunk
+    inner = getattr(text, "intermediate_size", 4 * text.hidden_size)
+    layer = length * (KEPT_PER_WIDTH * text.hidden_size + KEPT_PER_INNER * inner)
+    logits = draft_tokens * config.vocab_size * (8 + 2 * value_bytes)
+    visual, queries = 2 * tokenizer.num_selected_tokens, tokenizer.num_query_tokens
+    refiner = 2 * KEPT_PER_WIDTH * tokenizer.num_layers * tokens * config.hidden_size
+    aggregator = tokenizer.num_layers * config.hidden_size * (3 * KEPT_PER_WIDTH * queries + 4 * (visual + length))
+    selection = tokens * tokenizer.num_selected_tokens * (12 + value_bytes) + 6 * visual * config.hidden_size
+    graph = value_bytes * (text.num_hidden_layers * layer + refiner + aggregator + selection) + logits
+    return int(SLACK * (graph + (sentences + 3) * tokens * config.hidden_size * value_bytes))
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -131,11 +185,22 @@ def weight_bytes(folder: Path, value_bytes: int | None = None) -> int:
     return total
 
 
+def fits(needed_bytes: int, device: torch.device) -> bool:
+    """Whether so many bytes are free on the device; True where that cannot be known."""
+    free = free_memory(device)
+    return free is None or needed_bytes <= free
+
+
 def check_memory(estimate: MemoryEstimate, device: torch.device, batch: int) -> None:
     """Raise MemoryEstimateError when the batch would not fit what is free beside the loaded weights."""
     free = free_memory(device)
-    if free is not None and estimate.batch > free:
-        raise MemoryEstimateError(
-            f"a batch of {batch} needs about {estimate.batch / 1e9:.1f} GB beside the weights, but {free / 1e9:.1f} GB "
-            f"are free on {device}: draft fewer volumes or samples at once"
-        )
+    if free is None or estimate.batch <= free:
+        return
+    without = replace(estimate, evidence=0).batch
+    advice = "draft fewer volumes or samples at once"
+    if without <= free:
+        advice = f"ask without evidence ({without / 1e9:.1f} GB), or for fewer tokens"
+    raise MemoryEstimateError(
+        f"a batch of {batch} needs about {estimate.batch / 1e9:.1f} GB beside the weights, but {free / 1e9:.1f} GB "
+        f"are free on {device}: {advice}"
+    )

@@ -8,12 +8,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, Qwen3Config
 
-from mu2_model import memory
+from mu2_model import drafting_stages, memory
 from mu2_model.configuration_mu2 import Mu2Config
 from mu2_model.drafter import ReportDrafter
+from mu2_model.drafting_stages import DraftingStages
 from mu2_model.errors import CheckpointError, DeviceError, MemoryEstimateError
 from mu2_model.inspection import count_parameters, model_info
-from mu2_model.memory import check_memory, check_weights_fit, estimate_memory, free_memory
+from mu2_model.memory import check_memory, check_weights_fit, estimate_memory, free_memory, slices_bytes
 from mu2_model.modeling_mu2 import Mu2ForConditionalGeneration
 from mu2_model.untrained import make_untrained
 from tests.mu2_model.small_models import build, small_config
@@ -57,6 +58,63 @@ def test_a_batch_that_does_not_fit_is_refused_before_it_starts(tmp_path: Path, m
     monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
     with pytest.raises(MemoryEstimateError, match="draft fewer volumes"):
         drafter.draft([(body(), affine())], ["Describe the findings."])
+
+
+def test_evidence_needs_memory_for_the_square_of_the_length() -> None:
+    config = Mu2Config(text_config=LlamaConfig())
+    short, long = (
+        estimate_memory(config, 0, prompt_tokens=300, new_tokens=n, evidence=True).evidence for n in (2000, 4000)
+    )
+    assert long > 3 * short
+    # All layers' attention is returned at once: layers x heads x (prompt + draft) squared x bytes of a value.
+    assert long > 32 * 32 * 4300**2 * 2
+    assert estimate_memory(config, 0, prompt_tokens=300, new_tokens=4000).evidence == 0
+
+
+def test_evidence_that_does_not_fit_is_refused_before_anything_is_drafted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafter = ReportDrafter.from_pretrained(make_untrained(tmp_path))
+    asked = [(body(), affine())], ["Describe the findings."]
+    needs = {"chunks": 1, "prompt_tokens": 80, "new_tokens": 120, "bytes_per_value": 4}
+    enough = estimate_memory(drafter.model.config, 0, **needs).batch
+    assert enough < estimate_memory(drafter.model.config, 0, evidence=True, **needs).batch
+    monkeypatch.setattr(memory, "free_memory", lambda device: enough)
+    assert drafter.draft(*asked, max_new_tokens=60)[0].generated_tokens > 0
+    monkeypatch.setattr(DraftingStages, "generate", lambda *_: pytest.fail("was drafted"))
+    with pytest.raises(MemoryEstimateError, match="ask without evidence"):
+        drafter.draft(*asked, max_new_tokens=60, evidence=True)
+
+
+def test_evidence_of_a_finished_draft_is_refused_when_it_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafter = ReportDrafter.from_pretrained(make_untrained(tmp_path))
+    volume, question = (body(), affine()), "Describe the findings."
+    (draft,) = drafter.draft([volume], [question], max_new_tokens=8)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
+    with pytest.raises(MemoryEstimateError, match="beside the weights"):
+        drafter.explain(volume, question, draft)
+
+
+def test_a_draft_has_no_best_slices_where_their_gradients_would_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafter = ReportDrafter.from_pretrained(make_untrained(tmp_path))
+    asked = [(body(), affine())], ["Describe the findings."]
+    (found,) = drafter.draft(*asked, max_new_tokens=8, best_slices=True)
+    assert found.best_slices is not None and any(found.best_slices)
+    monkeypatch.setattr(drafting_stages, "slices_bytes", lambda *_, **__: 1 << 60)
+    (without,) = drafter.draft(*asked, max_new_tokens=8, best_slices=True)
+    assert without.text == found.text and without.best_slices == (None,) * len(found.sentences)
+
+
+def test_the_memory_of_best_slices_grows_with_the_draft_and_its_sentences() -> None:
+    config = Mu2Config(text_config=LlamaConfig())
+    given = {"chunks": 8, "prompt_tokens": 300, "draft_tokens": 500, "sentences": 5, "value_bytes": 2}
+    base = slices_bytes(config, **given)
+    for name in given:
+        assert slices_bytes(config, **{**given, name: 2 * given[name]}) > base
 
 
 def test_unknown_free_memory_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +170,7 @@ def test_info_is_json_with_hash_and_parts(tmp_path: Path) -> None:
     info = json.loads(json.dumps(model_info(make_untrained(tmp_path), batch=4)))
     assert info["weights_sha256"] == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
     assert info["trained_on"] == "nothing" and info["preset"] == "corrected"
+    assert info["memory_bytes"]["peak_with_evidence"] >= info["memory_bytes"]["peak"]
     assert info["memory_bytes"]["peak"] > info["memory_bytes"]["weights"] == 4 * info["parameters"]["total"]
 
 

@@ -62,6 +62,7 @@ def info(
     needed = {
         "memory, weights": f"{memory['weights'] / 1e9:.2f} GB",
         f"memory, peak for {memory['batch']}": f"{memory['peak'] / 1e9:.2f} GB",
+        "memory, peak with evidence": f"{memory['peak_with_evidence'] / 1e9:.2f} GB",
         **{f"memory, free on {device}": f"{free / 1e9:.2f} GB" for device, free in memory["free"].items()},
     }
     print_facts({**facts, **parts, **needed})
