@@ -3,7 +3,8 @@
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,30 @@ class RawPeer:
                 break
             data.write(block)
         return data.getvalue()
+
+
+@contextmanager
+def silent(port: int, count: int, first_words: bytes = b"") -> Iterator[list[socket.socket]]:
+    """`count` clients that say `first_words` and then nothing."""
+    with ExitStack() as stack:
+        clients = []
+        for _ in range(count):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+            client.sendall(first_words)
+            clients.append(client)
+        yield clients
+
+
+def store_command(context: int = 1) -> bytes:
+    """A P-DATA-TF PDU with a whole C-STORE-RQ command set."""
+    elements = [
+        (0x0002, b"1.2.840.10008.5.1.4.1.1.2\0"),
+        (0x0100, b"\1\0"),
+        (0x0110, b"\1\0"),
+        (0x0700, b"\2\0"),
+        (0x0800, b"\1\0"),
+        (0x1000, b"1.2.3\0"),
+    ]
+    command = b"".join(struct.pack("<HHI", 0, element, len(value)) + value for element, value in elements)
+    pdv = struct.pack(">IBB", len(command) + 2, context, 3) + command
+    return struct.pack(">BxI", 4, len(pdv)) + pdv

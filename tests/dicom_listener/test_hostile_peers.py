@@ -8,8 +8,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from dicom_listener.reception import HALF_OPEN
 from dicom_listener.statuses import Status
 from dicom_listener.storage import Incoming
 from tests.dicom_listener.conftest import Running
-from tests.dicom_listener.sending import RawPeer, ct, echo, eventually, request_pdu, send
+from tests.dicom_listener.sending import RawPeer, ct, echo, eventually, request_pdu, send, silent, store_command
 
 MOST_GROWTH_BYTES = 20_000_000
 
@@ -30,18 +30,6 @@ MOST_GROWTH_BYTES = 20_000_000
 def resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-@contextmanager
-def silent(port: int, count: int, first_words: bytes = b"") -> Iterator[list[socket.socket]]:
-    """`count` clients that say `first_words` and then nothing."""
-    with ExitStack() as stack:
-        clients = []
-        for _ in range(count):
-            client = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
-            client.sendall(first_words)
-            clients.append(client)
-        yield clients
 
 
 def an_honest_study_arrives(running: Running) -> None:
@@ -116,21 +104,6 @@ def test_connection_lost_inside_a_data_set_leaves_nothing(running: Running) -> N
     eventually(lambda: running.sent.counted("mu2_dicom_associations_total", outcome="connection_lost") == 1)
     assert not list((running.sent.root / "incoming").rglob("*.part"))
     assert not running.sent.instances()
-
-
-def store_command(context: int = 1) -> bytes:
-    """A P-DATA-TF PDU with a whole C-STORE-RQ command set."""
-    elements = [
-        (0x0002, b"1.2.840.10008.5.1.4.1.1.2\0"),
-        (0x0100, b"\1\0"),
-        (0x0110, b"\1\0"),
-        (0x0700, b"\2\0"),
-        (0x0800, b"\1\0"),
-        (0x1000, b"1.2.3\0"),
-    ]
-    command = b"".join(struct.pack("<HHI", 0, element, len(value)) + value for element, value in elements)
-    pdv = struct.pack(">IBB", len(command) + 2, context, 3) + command
-    return struct.pack(">BxI", 4, len(pdv)) + pdv
 
 
 @pytest.mark.parametrize(

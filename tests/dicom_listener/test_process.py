@@ -24,8 +24,7 @@ from dicom_listener.server import Listener, serve
 from dicom_listener.statuses import Status
 from tests.dicom_listener.conftest import Running
 from tests.dicom_listener.process import ROOT, ListenerProcess, with_ports
-from tests.dicom_listener.sending import RawPeer, connect, ct, echo, eventually, send
-from tests.dicom_listener.test_hostile_peers import store_command
+from tests.dicom_listener.sending import RawPeer, connect, ct, echo, eventually, send, store_command
 from worker.core.database import Database
 from worker.core.recorder import Recorder
 from worker.core.records import Instance

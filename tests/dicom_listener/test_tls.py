@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from dicom_listener.negotiation import Refusal
 from dicom_listener.statuses import Status
 from tests.dicom_listener.conftest import Certificates, Running
-from tests.dicom_listener.sending import connect, ct, echo, eventually, send
-from tests.dicom_listener.test_hostile_peers import MOST_GROWTH_BYTES, resident_bytes, silent
+from tests.dicom_listener.sending import connect, ct, echo, eventually, send, silent
+from tests.dicom_listener.test_hostile_peers import MOST_GROWTH_BYTES, resident_bytes
 from worker.core.errors import SettingsError
 from worker.core.records import AuditEvent
 from worker.core.settings import Peer, Settings

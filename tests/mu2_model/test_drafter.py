@@ -14,7 +14,7 @@ from mu2_model.drafter import Progress, ReportDrafter
 from mu2_model.errors import CheckpointError, DeadlineExceededError, QuestionError, VolumeError
 from mu2_model.processing_mu2 import Mu2Processor
 from mu2_model.untrained import make_untrained
-from tests.mu2_model.test_image_processing import affine, body
+from tests.mu2_model.small_volumes import affine, body
 
 QUESTION = "Describe the findings."
 

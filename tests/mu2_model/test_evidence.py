@@ -14,7 +14,7 @@ from mu2_model.evidence import CONTROLS, SentenceEvidence, blank_patches, patche
 from mu2_model.evidence_picture import draw_evidence
 from mu2_model.untrained import make_untrained
 from mu2_model.volume_grid import VolumeGrid, apply_affine
-from tests.mu2_model.test_image_processing import affine, body
+from tests.mu2_model.small_volumes import affine, body
 
 QUESTION = "Describe the findings."
 

@@ -8,7 +8,7 @@ from mu2_model import drafting_stages, evidence_slice
 from mu2_model.drafter import ReportDrafter
 from mu2_model.evidence_slice import best_slices
 from mu2_model.untrained import make_untrained
-from tests.mu2_model.test_image_processing import affine, body
+from tests.mu2_model.small_volumes import affine, body
 
 QUESTION = "Describe the findings."
 

@@ -18,6 +18,7 @@ from mu2_model.errors import VolumeError
 from mu2_model.image_processing_mu2 import Mu2ImageProcessor, PreparedVolume
 from mu2_model.nifti import load_nifti, save_nifti
 from mu2_model.volume_grid import apply_affine
+from tests.mu2_model.small_volumes import affine, body
 
 SERIES = Path(__file__).parents[3] / "shared" / "data" / "ct" / "series"
 NIFTI = Path(__file__).parents[3] / "shared" / "data" / "ct" / "nifti" / "totalseg_ct_3mm_ras.nii.gz"
@@ -25,22 +26,6 @@ NIFTI = Path(__file__).parents[3] / "shared" / "data" / "ct" / "nifti" / "totals
 
 def processor(**changed: object) -> Mu2ImageProcessor:
     return Mu2ImageProcessor(**{"size": 64, "chunk_slices": 8, "max_slices": 64, "slice_mm": 3.0, **changed})  # type: ignore[arg-type]
-
-
-def affine(slice_mm: float = 2.0, pixel_mm: float = 1.5) -> NDArray[np.float64]:
-    """Axial slices from feet to head, rows to posterior, columns to left, as scanners store them."""
-    matrix = np.zeros((4, 4))
-    matrix[2, 0], matrix[1, 1], matrix[0, 2], matrix[3, 3] = slice_mm, -pixel_mm, -pixel_mm, 1
-    matrix[:3, 3] = (70.0, 60.0, -40.0)
-    return matrix
-
-
-def body(shape: tuple[int, int, int] = (30, 80, 96)) -> NDArray[np.int16]:
-    """Air, a soft block that fills part of the plane, and one dense spot off every centre."""
-    hu = np.full(shape, -1000, np.int16)
-    hu[:, shape[1] // 8 : -shape[1] // 4, shape[2] // 8 : -shape[2] // 8] = 40
-    hu[20:24, 30:36, 60:66] = 900
-    return hu
 
 
 def brightest_mm(prepared: PreparedVolume) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from mu2_model.convert_weights import convert_checkpoint
 from mu2_model.drafter import ReportDrafter
 from mu2_model.inspection import model_info
 from tests.mu2_model.published_reference import Published, write_checkpoint
-from tests.mu2_model.test_image_processing import body
+from tests.mu2_model.small_volumes import body
 
 SMALL = Published(
     layers=1, vision_layers=1, image_size=(8, 32, 32), patch_size=(2, 8, 8), vocabulary=60, queries=6, selected=8

@@ -12,7 +12,7 @@ from mu2_model.drafter import ReportDrafter
 from mu2_model.modeling_mu2 import Mu2ForConditionalGeneration
 from mu2_model.processing_mu2 import Mu2Processor
 from tests.mu2_model.small_models import VISION
-from tests.mu2_model.test_image_processing import affine, body
+from tests.mu2_model.small_volumes import affine, body
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

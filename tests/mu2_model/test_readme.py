@@ -8,7 +8,7 @@ import pytest
 from mu2_model.configuration_mu2 import Mu2Config, Mu2TokenizerConfig
 from mu2_model.nifti import save_nifti
 from mu2_model.untrained import make_untrained
-from tests.mu2_model.test_image_processing import affine, body
+from tests.mu2_model.small_volumes import affine, body
 
 PACKAGE = Path(__file__).parents[2] / "mu2_model"
 README = (PACKAGE / "README.md").read_text()
