@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from worker.core.errors import StateError
+from worker.core.health import HealthServer
 from worker.core.settings import Settings, load
-from worker.supervisor import Backoff, Service, ServiceError, Supervisor
+from worker.supervisor import Backoff, Service, ServiceError, Supervisor, answers
 
 QUICK = Backoff(first_seconds=0.05, longest_seconds=0.2, steady_seconds=60.0, most_early_deaths=3)
 PATIENCE_SECONDS = 30.0
@@ -31,7 +33,7 @@ def service(tmp_path: Path, name: str, script: str, *, stop_seconds: float = 5.0
     prelude = f"import os, pathlib, signal, sys, time\npid = pathlib.Path({str(tmp_path / name)!r} + '.pid')\n"
     file.write_text(prelude + textwrap.dedent(script))
     ready = tmp_path / f"{name}.pid"
-    return Service(name, (sys.executable, "-S", str(file)), os.environ, stop_seconds, ready.exists)
+    return Service(name, (sys.executable, "-S", str(file)), os.environ, stop_seconds, lambda _pid: ready.exists())
 
 
 STEADY = """
@@ -59,8 +61,10 @@ def alive(pid: int) -> bool:
 def running(settings: Settings) -> Iterator[Callable[..., Supervisor]]:
     started: list[Supervisor] = []
 
-    def run(*services: Service, log_folder: Path | None = None) -> Supervisor:
-        supervisor = Supervisor(settings, services, backoff=QUICK, log_folder=log_folder)
+    def run(
+        *services: Service, log_folder: Path | None = None, tell: Callable[[str], None] | None = None
+    ) -> Supervisor:
+        supervisor = Supervisor(settings, services, backoff=QUICK, log_folder=log_folder, tell=tell)
         started.append(supervisor)
         supervisor.start()
         return supervisor
@@ -90,6 +94,25 @@ def test_a_service_that_never_comes_up_is_given_up_with_its_last_words(tmp_path,
     supervisor = running(service(tmp_path, "broken", "sys.exit('the port is taken')"), log_folder=tmp_path / "logs")
     with pytest.raises(ServiceError, match=r"broken died 3 times before it was ready.*\n  the port is taken"):
         supervisor.wait_ready(PATIENCE_SECONDS)
+
+
+def test_each_early_death_is_told_with_its_own_last_words(tmp_path, running):
+    told: list[str] = []
+    script = "tries = pid.with_suffix('.tries'); open(tries, 'a').write('x'); sys.exit(f'try {tries.stat().st_size}')"
+    supervisor = running(service(tmp_path, "broken", script), log_folder=tmp_path / "logs", tell=told.append)
+    with pytest.raises(ServiceError):
+        supervisor.wait_ready(PATIENCE_SECONDS)
+    start = "broken died before it was ready (exit code 1); its last lines:\n  try "
+    assert told == [f"{start}{number}" for number in (1, 2, 3)]
+
+
+def test_a_service_is_not_ready_because_a_stranger_answers_on_its_port():
+    stranger = HealthServer("127.0.0.1", 0, CollectorRegistry(), {})
+    try:
+        assert answers("127.0.0.1", stranger.port, os.getpid())
+        assert not answers("127.0.0.1", stranger.port, os.getpid() + 1)
+    finally:
+        stranger.close()
 
 
 def test_a_service_that_was_ready_once_is_never_given_up(tmp_path, running):
@@ -128,7 +151,7 @@ def test_a_killed_supervisor_leaves_no_process_behind(tmp_path, settings):
         "import os, time\nfrom pathlib import Path\n"
         "from worker.core.settings import load\nfrom worker.supervisor import Service, Supervisor\n"
         f"ready = Path({str(tmp_path / 'one.pid')!r})\n"
-        f"one = Service('one', {one.command!r}, dict(os.environ), 5.0, ready.exists)\n"
+        f"one = Service('one', {one.command!r}, dict(os.environ), 5.0, lambda _pid: ready.exists())\n"
         f"Supervisor(load(home=Path({str(settings.home)!r})), [one]).start()\n"
         "time.sleep(60)\n"
     )

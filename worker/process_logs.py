@@ -15,6 +15,7 @@ from typing import IO
 FILE_BYTES = 10_000_000
 OLD_FILES = 5
 TAIL_LINES = 8
+DRAIN_SECONDS = 1.0
 LONGEST_LINE_BYTES = 65_536  # a child that never ends its line must not fill the memory
 
 
@@ -24,7 +25,7 @@ class LogPump:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
-        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)  # of the process followed last
         self._file = logging.handlers.RotatingFileHandler(
             path, maxBytes=FILE_BYTES, backupCount=OLD_FILES, encoding="utf-8"
         )
@@ -33,14 +34,19 @@ class LogPump:
     def follow(self, stream: IO[bytes]) -> None:
         """Reads a new process's output until it ends."""
         self._threads = [t for t in self._threads if t.is_alive()]
+        self.tail.clear()
         thread = threading.Thread(target=self._carry, args=(stream,), name="log-pump", daemon=True)
         self._threads.append(thread)
         thread.start()
 
+    def drain(self) -> None:
+        """Waits, for a bounded time, until what ended processes wrote is in the file and in `tail`."""
+        for thread in self._threads:
+            thread.join(timeout=DRAIN_SECONDS)
+
     def close(self) -> None:
         """Waits for what is still in the pipes and closes the file."""
-        for thread in self._threads:
-            thread.join(timeout=1.0)
+        self.drain()
         self._file.close()
 
     def _carry(self, stream: IO[bytes]) -> None:

@@ -31,7 +31,10 @@ def services(settings: Settings, *, review: bool) -> list[Service]:
 def broker_service(settings: Settings) -> Service:
     """The embedded Valkey."""
     broker = EmbeddedBroker.from_settings(settings)
-    return Service("valkey", tuple(broker.command()), environment(settings), BROKER_STOP_SECONDS, broker.answers)
+    # its socket lies in a folder of this MU2_HOME, so nobody else answers there
+    return Service(
+        "valkey", tuple(broker.command()), environment(settings), BROKER_STOP_SECONDS, lambda _pid: broker.answers()
+    )
 
 
 def worker_service(settings: Settings, name: str = "worker", queues: str = "") -> Service:
@@ -41,14 +44,16 @@ def worker_service(settings: Settings, name: str = "worker", queues: str = "") -
     host, port = settings.worker.metrics_host, settings.worker.metrics_port
     # its drafts may end within stop_seconds, then its messages
     patience = 2 * settings.worker.stop_seconds + WORKER_STOP_MARGIN_SECONDS
-    return Service(name, tuple(command), environment(settings), patience, lambda: answers(host, port))
+    return Service(name, tuple(command), environment(settings), patience, lambda pid: answers(host, port, pid))
 
 
 def listener_service(settings: Settings) -> Service:
     """The DICOM listener."""
     host, port = settings.dicom.metrics_host, settings.dicom.metrics_port
     command = (sys.executable, "-m", "dicom_listener")
-    return Service("listener", command, environment(settings), LISTENER_STOP_SECONDS, lambda: answers(host, port))
+    return Service(
+        "listener", command, environment(settings), LISTENER_STOP_SECONDS, lambda pid: answers(host, port, pid)
+    )
 
 
 def review_service(settings: Settings) -> Service:
@@ -56,7 +61,11 @@ def review_service(settings: Settings) -> Service:
     host, port, tls = settings.review.host, settings.review.port, settings.review.tls_certificate is not None
     command = (sys.executable, "-m", "worker", "review")
     return Service(
-        "review", command, environment(settings), REVIEW_STOP_SECONDS, lambda: answers(host, port, "/livez", tls=tls)
+        "review",
+        command,
+        environment(settings),
+        REVIEW_STOP_SECONDS,
+        lambda pid: answers(host, port, pid, "/livez", tls=tls),
     )
 
 

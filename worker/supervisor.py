@@ -31,6 +31,7 @@ import structlog
 from worker.core import schema
 from worker.core.database import Database
 from worker.core.errors import FinalError, SettingsError, StateError
+from worker.core.health import PROCESS_HEADER
 from worker.core.settings import Settings
 from worker.process_logs import LogPump
 
@@ -56,7 +57,7 @@ class Service:
     command: tuple[str, ...]
     environment: Mapping[str, str]  # all of it
     stop_seconds: float  # between SIGTERM and SIGKILL
-    is_ready: Callable[[], bool]
+    is_ready: Callable[[int], bool]  # whether the process of this number, and no stranger, answers
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,17 @@ class Supervisor:
         *,
         backoff: Backoff | None = None,
         log_folder: Path | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
-        """`log_folder` None leaves the children's lines on this process's stderr."""
+        """`log_folder` None leaves the children's lines on this process's stderr.
+
+        `tell` is called, in the supervisor's thread, with a sentence and the last words of a service that died before it
+        was ever ready: someone waits for it.
+        """
         self.settings = settings
         self.backoff = backoff or Backoff()
-        self._children = [_Child(s, self.backoff, log_folder) for s in services]
+        self._tell = tell
+        self._children = [_Child(s, self.backoff, log_folder, self._died_early) for s in services]
         self._stopping = threading.Event()
         self._hurry = threading.Event()
         self._given_up: ServiceError | None = None
@@ -177,6 +184,10 @@ class Supervisor:
             for child in reversed(self._children):
                 child.stop(self._hurry)
 
+    def _died_early(self, child: "_Child", exit_code: int) -> None:
+        if self._tell is not None:
+            self._tell(f"{child.service.name} died before it was ready (exit code {exit_code}){child.last_words()}")
+
     def _tend(self) -> bool:
         """One look at every child; False when one was given up."""
         for child in self._children:
@@ -192,7 +203,13 @@ class Supervisor:
 class _Child:
     """One service's process over its lives."""
 
-    def __init__(self, service: Service, backoff: Backoff, log_folder: Path | None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        backoff: Backoff,
+        log_folder: Path | None,
+        on_early_death: Callable[["_Child", int], None],
+    ) -> None:
         self.service = service
         self.starts = 0
         self.deaths = 0  # in a row
@@ -200,6 +217,7 @@ class _Child:
         self.first_start = True  # has never been ready
         self._backoff = backoff
         self._log_folder = log_folder
+        self._on_early_death = on_early_death
         self._process: subprocess.Popen[bytes] | None = None
         self._pump: LogPump | None = None
         self._started = 0.0
@@ -222,7 +240,7 @@ class _Child:
             return self._bury(self._process, now)
         if not self.ready and now >= self._probe_at:
             self._probe_at = now + PROBE_EVERY_SECONDS
-            if self.service.is_ready():
+            if self.service.is_ready(self._process.pid):
                 self.ready, self.first_start = True, False
                 log.info("service_ready", process=self.service.name, seconds=round(now - self._started, 2))
         return True
@@ -277,12 +295,16 @@ class _Child:
 
     def _bury(self, process: subprocess.Popen[bytes], now: float) -> bool:
         code = self._end_group(process)
+        if self._pump is not None:
+            self._pump.drain()
         if now - self._started >= self._backoff.steady_seconds:
             self.deaths = 0
         self.deaths += 1
         wait = self._backoff.wait_seconds(self.deaths)
         self._start_at = now + wait
         log.error("service_died", process=self.service.name, exit_code=code, count=self.deaths, retry_seconds=wait)
+        if self.first_start:
+            self._on_early_death(self, code)
         return not (self.first_start and self.deaths >= self._backoff.most_early_deaths)
 
 
@@ -298,8 +320,11 @@ def prepare_database(settings: Settings) -> None:
         database.close()
 
 
-def answers(host: str, port: int, path: str = "/readyz", *, tls: bool = False) -> bool:
-    """Whether the process that serves `path` there answers 200; whose certificate it shows does not matter."""
+def answers(host: str, port: int, pid: int, path: str = "/readyz", *, tls: bool = False) -> bool:
+    """Whether process `pid` serves `path` there and answers 200; whose certificate it shows does not matter.
+
+    Another process on that port, such as the service of another MU2_HOME, does not count.
+    """
     address = EVERY_INTERFACE.get(host, host)
     connection = (
         HTTPSConnection(address, port, timeout=PROBE_TIMEOUT_SECONDS, context=ssl._create_unverified_context())
@@ -308,7 +333,8 @@ def answers(host: str, port: int, path: str = "/readyz", *, tls: bool = False) -
     )
     try:
         connection.request("GET", path)
-        return connection.getresponse().status == 200
+        answer = connection.getresponse()
+        return answer.status == 200 and answer.getheader(PROCESS_HEADER) == str(pid)
     except (OSError, HTTPException):
         return False
     finally:

@@ -2,17 +2,21 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from tests.conftest import free_port
-from tests.end_to_end.running_services import processes_of, run_mu2
+from tests.end_to_end.running_services import drop_environment, processes_of, run_mu2, settings
 from tests.worker.hospital_site import wait_for
-from worker.supervisor import answers
+from worker.core.health import HealthServer
+from worker.services import listener_service, with_chosen_ports
+from worker.supervisor import Backoff, ServiceError, Supervisor, answers
 
 READY_SECONDS = 60.0
 
@@ -60,8 +64,8 @@ def test_up_starts_a_killed_service_again_and_stops_cleanly_on_ctrl_c(
     first = service_pid(home, "dicom_listener")
     os.kill(first, signal.SIGKILL)
     wait_for(lambda: service_pid(home, "dicom_listener") not in (0, first), 20, "another listener")
-    port = int(variables["MU2_DICOM__METRICS_PORT"])
-    wait_for(lambda: answers("127.0.0.1", port), READY_SECONDS, "the listener")
+    port, another = int(variables["MU2_DICOM__METRICS_PORT"]), service_pid(home, "dicom_listener")
+    wait_for(lambda: answers("127.0.0.1", port, another), READY_SECONDS, "the listener")
     doctor = run_mu2("doctor", home=home, **variables)
     assert doctor.returncode == 0 and "answers C-ECHO" in doctor.stdout, doctor.stdout
 
@@ -71,6 +75,27 @@ def test_up_starts_a_killed_service_again_and_stops_cleanly_on_ctrl_c(
     up.send_signal(signal.SIGINT)
     assert up.wait(60) == 0
     assert processes_of(home) == []
+
+
+def test_services_whose_ports_another_home_holds_are_given_up_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop_environment(monkeypatch)
+    stranger = HealthServer("127.0.0.1", 0, CollectorRegistry(), {})
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        dicom = {"port": held.getsockname()[1], "metrics_port": stranger.port}
+        config = with_chosen_ports(settings(tmp_path / "home", dicom=dicom))
+        backoff = Backoff(first_seconds=0.05, most_early_deaths=2)
+        try:
+            with (
+                Supervisor(config, [listener_service(config)], backoff=backoff, log_folder=tmp_path) as supervisor,
+                pytest.raises(
+                    ServiceError, match=f"(?s)listener died 2 times.*port {config.dicom.port}.*MU2_DICOM__PORT"
+                ),
+            ):
+                supervisor.wait_ready(READY_SECONDS)
+        finally:
+            stranger.close()
 
 
 def test_a_killed_up_leaves_no_service_behind(up: "subprocess.Popen[str]", tmp_path: Path) -> None:

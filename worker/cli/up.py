@@ -22,7 +22,7 @@ def up(
     current = with_chosen_ports(settings.current())
     logs.configure("supervisor", current.log.level if to_stderr else "error")
     log_folder = None if to_stderr else current.home / "logs"
-    supervisor = Supervisor(current, services(current, review=True), log_folder=log_folder)
+    supervisor = Supervisor(current, services(current, review=True), log_folder=log_folder, tell=note)
     stop = threading.Event()
 
     def on_signal(*_: object) -> None:

@@ -1,10 +1,12 @@
 """/livez, /readyz and /metrics of one process, on a small HTTP port of its own.
 
 /livez says that the process answers and that the threads it cannot do without live; /readyz that its dependencies answer;
-/metrics is Prometheus' text format.
+/metrics is Prometheus' text format. Every answer names its process, so that a supervisor knows its own child's answer
+from that of a stranger on the same port.
 """
 
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 Check = Callable[[], bool]
 REQUEST_SECONDS = 5.0
+PROCESS_HEADER = "Mu2-Process"  # the number of the process that answers
 
 
 class HealthServer:
@@ -60,6 +63,7 @@ def _handler(registry: CollectorRegistry, checks: Mapping[str, Check], alive: Ch
             self.send_response(status)
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
+            self.send_header(PROCESS_HEADER, str(os.getpid()))
             self.end_headers()
             self.wfile.write(body)
 
