@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mu2_model.untrained import make_untrained
 from tests.cli.conftest import Terminal
 from tests.conftest import free_port
 from tests.core import builders
+from worker import doctor
 from worker.broker import EmbeddedBroker
 from worker.core import settings, studies
 from worker.core.records import Heartbeat, Study
@@ -146,6 +148,33 @@ def test_doctor_exits_with_1_when_a_check_fails(terminal: Terminal, monkeypatch:
     assert result.exit_code == 1
     report = json.loads(result.stdout)
     assert not report["ok"] and {"database", "broker", "listener"} <= {c["name"] for c in report["checks"]}
+
+
+def test_doctor_says_all_it_can_of_a_database_that_was_never_migrated(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MU2_DICOM__PORT", str(free_port()))
+    monkeypatch.setenv("MU2_MODEL__REPORTER", "fake")
+    for file in terminal.home.glob("mu2.sqlite*"):
+        file.unlink()
+    terminal.run("db", "current")
+    result = terminal.run("doctor", "--json")
+    report = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+    assert report["migrations"]["advice"] == "run `mu2 db upgrade`"
+    assert "listener" in report and "workers" not in report
+
+
+def test_a_check_that_meets_what_nobody_foresaw_fails_and_the_others_go_on(
+    config: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def workers(_settings: Settings) -> Iterator[Check]:
+        raise sa.exc.ProgrammingError("SELECT 'DOE^JANE'", None, Exception())
+
+    monkeypatch.setattr(work, "workers", workers)
+    checks = list(doctor.run(config))
+    check = found(checks, "workers")
+    assert check.outcome is Outcome.FAIL and "ProgrammingError" in check.finding and "DOE" not in check.finding
+    assert "listener" in {check.name for check in checks}
 
 
 def with_destination(config: Settings, destination: object) -> Settings:

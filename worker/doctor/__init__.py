@@ -4,7 +4,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker.core.errors import Mu2Error
 from worker.core.settings import Settings
+
+# What files, sockets, databases and brokers raise when they are in a state that no check foresaw.
+_SURPRISES = (Mu2Error, OSError, ValueError, SQLAlchemyError, RedisError)
 
 
 class Outcome(StrEnum):
@@ -41,7 +48,10 @@ def fail(name: str, finding: str, advice: str) -> Check:
 
 
 def run(settings: Settings) -> Iterator[Check]:
-    """All checks, the cheap ones first; each is bounded to seconds and none stops the others."""
+    """All checks, the cheap ones first; each is bounded to seconds and none stops the others.
+
+    A group that meets what it did not expect of the outside world ends with a failed check of its name.
+    """
     from worker.doctor import data, peers, work
 
     groups: tuple[Callable[[Settings], Iterator[Check]], ...] = (
@@ -55,4 +65,13 @@ def run(settings: Settings) -> Iterator[Check]:
         peers.destinations,
     )
     for group in groups:
-        yield from group(settings)
+        try:
+            yield from group(settings)
+        except _SURPRISES as error:
+            yield _surprised(group.__name__, error)
+
+
+def _surprised(name: str, error: Exception) -> Check:
+    """The check for a group that ended early; the text of an error that is not ours may quote anything."""
+    cause = str(error) if isinstance(error, Mu2Error) else type(error).__name__
+    return fail(name, f"could not be checked to the end ({cause})", "mend what failed above first, then run it again")

@@ -10,6 +10,7 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from worker import queue_status
+from worker.core import schema
 from worker.core.database import Database
 from worker.core.errors import DatabaseUnavailableError
 from worker.core.settings import ModelSettings, Settings
@@ -53,6 +54,8 @@ def workers(settings: Settings) -> Iterator[Check]:
         return  # `data.database` has said so
     opened = Database.from_settings(settings)
     try:
+        if schema.current(opened) != schema.head():
+            return  # `data.database` has said so
         status = queue_status.read(settings, opened)
     except DatabaseUnavailableError:
         return
