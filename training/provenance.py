@@ -54,20 +54,23 @@ def collect(stage: str, seed: int, cases: Sequence[Case], settings: dict[str, An
     if earlier is not None:
         before = [*earlier.pop("before", []), earlier]
     digest = manifest_digest(cases)
-    trained_on = learned_from(cases, Mu2Config.from_pretrained(model_folder).trained_on)
+    known = Mu2Config.from_pretrained(model_folder).trained_on
+    if any(stage.get("trained_on") == "patients" for stage in before):
+        # Stages that teach the tower or the tokenizer alone say it here and not in the config, whose drafts are still random.
+        known = "patients"
+    trained_on = learned_from(cases, known)
     return Provenance(stage, seed, len(cases), digest, code_revision(), settings, versions(), trained_on, before)
 
 
 def learned_from(cases: Sequence[Case], before: TrainedOn) -> TrainedOn:
-    """What a model may be said to know after these cases: phantoms when every set that is named is one of phantoms.
+    """What a model may be said to know after these cases: phantoms when it knew no more and every case is of a set of phantoms.
 
-    Cases of no named set leave what was said `before`; a model that knew nothing has then seen patients, since phantoms are
-    always named.
+    What was once learned from patients stays so, whatever comes after. A case that names no set counts as a patient's, since
+    phantoms are always named.
     """
-    sets = {case.source for case in cases if case.source}
-    if not sets:
-        return "patients" if before == "nothing" else before
-    return "phantoms" if all(name.startswith(PHANTOM_SETS) for name in sets) else "patients"
+    if not cases or before == "patients":
+        return before
+    return "phantoms" if all(case.source.startswith(PHANTOM_SETS) for case in cases) else "patients"
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,15 +78,27 @@ def test_the_result_is_a_folder_that_drafts_and_says_what_it_learned_from(traine
         (["phantomct-core", "phantomct-full"], "nothing", "phantoms"),
         (["phantomct-core", "hospital"], "nothing", "patients"),
         (["hospital"], "phantoms", "patients"),
-        (["phantomct-core"], "patients", "phantoms"),
-        ([""], "phantoms", "phantoms"),
+        (["phantomct-core"], "phantoms", "phantoms"),
+        (["phantomct-core"], "patients", "patients"),
+        (["phantomct-core", ""], "phantoms", "patients"),
+        ([""], "phantoms", "patients"),
         ([""], "nothing", "patients"),
+        ([], "phantoms", "phantoms"),
     ],
 )
-def test_a_model_is_said_to_know_what_its_last_cases_were(
+def test_a_model_that_learned_from_a_patient_is_never_said_to_know_phantoms_alone(
     cases: list[Case], sets: list[str], before: TrainedOn, after: TrainedOn
 ) -> None:
     assert learned_from([replace(cases[0], source=name) for name in sets], before) == after
+
+
+def test_a_tower_that_learned_from_patients_makes_no_model_of_phantoms(
+    world: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    shutil.copytree(world / "init", tmp_path / "tower")
+    of_patients = [replace(case, source="hospital") for case in cases]
+    collect("contrast", 0, of_patients, {}, world / "init").write(tmp_path / "tower")
+    assert collect("sft", 0, cases, {}, tmp_path / "tower").trained_on == "patients"
 
 
 def test_every_checkpoint_says_what_made_it(trained: Any, cases: list[Case]) -> None:
