@@ -63,6 +63,18 @@ def test_destination_must_choose_what_a_draft_is(monkeypatch) -> None:
         settings.load()
 
 
+@pytest.mark.parametrize("host", ["", " ", "ris..hospital", ".hospital", "x" * 64, "ris hospital", "ris\n"])
+def test_a_destination_needs_a_host_that_can_be_looked_up(host: str) -> None:
+    with pytest.raises(SettingsError, match=r"host.*write a host name"):
+        settings.load(hl7={"destinations": [{"name": "ris", "host": host, "port": 2575, "drafts": "none"}]})
+
+
+@pytest.mark.parametrize("host", ["ris", "ris.hospital.example.", "10.1.2.3", "::1", "röntgen.example", "a_b.local"])
+def test_a_destination_may_be_a_name_or_an_address(host: str) -> None:
+    found = settings.load(hl7={"destinations": [{"name": "ris", "host": host, "port": 2575, "drafts": "none"}]})
+    assert found.hl7.destinations[0].host == host
+
+
 def test_two_destinations_of_one_name_are_refused() -> None:
     one = {"name": "ris", "host": "h", "port": 1, "drafts": "none"}
     with pytest.raises(SettingsError, match="share a name"):

@@ -14,7 +14,12 @@ import hl7.mllp
 import pytest
 import trustme
 
-from worker.core.errors import DeliveryRefusedError, DeliveryUnavailableError, SettingsError
+from worker.core.errors import (
+    DeliveryRefusedError,
+    DeliveryUnavailableError,
+    DeliveryUnreachableError,
+    SettingsError,
+)
 from worker.core.settings import Destination
 from worker.delivery import acknowledgement
 from worker.delivery.mllp import END_BLOCK, START_BLOCK, MllpConnection
@@ -150,6 +155,13 @@ def test_refused_connection_is_retryable_and_recovers():
             client.send(message("C1"), "C1")
         with MllpReceiver(port):
             assert client.send(message("C1"), "C1").code == "AA"
+
+
+def test_a_host_that_cannot_be_looked_up_is_a_receiver_that_cannot_be_reached():
+    with connection(2575) as client:
+        client.destination = client.destination.model_copy(update={"host": "ris..hospital"})
+        with pytest.raises(DeliveryUnreachableError, match=r"no connection to ris\.\.hospital"):
+            client.send(message("C1"), "C1")
 
 
 def test_receiver_that_was_restarted_is_reached_again():

@@ -233,6 +233,20 @@ class Destination(_Group):
     tls_certificate: Path | None = Field(None, description="Client certificate (PEM).")
     tls_key: Path | None = Field(None, description="Client key (PEM).")
 
+    @field_validator("host")
+    @classmethod
+    def _can_be_looked_up(cls, host: str) -> str:
+        try:
+            encoded = host.encode("idna")  # as every connection encodes it
+        except UnicodeError:
+            encoded = b""
+        if not encoded or not encoded.isascii() or any(c.isspace() or not c.isprintable() for c in host):
+            raise ValueError(
+                "write a host name, whose parts between the dots have 1 to 63 characters, or an address, "
+                "such as ris.hospital.example or 10.1.2.3"
+            )
+        return host
+
 
 class Hl7Settings(_Group):
     """Where reports go."""

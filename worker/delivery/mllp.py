@@ -218,6 +218,8 @@ def _connect(destination: Destination) -> socket.socket:
     where = f"{destination.host}:{destination.port}"
     try:
         connection = socket.create_connection((destination.host, destination.port), destination.connect_seconds)
+    except UnicodeError as error:  # the codec of host names, before any look-up
+        raise DeliveryUnreachableError(f"no connection to {where} (that is no host name)") from error
     except OSError as error:
         raise DeliveryUnreachableError(f"no connection to {where} ({_cause(error)})") from error
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
