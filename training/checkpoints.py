@@ -1,5 +1,6 @@
 """Saving what a trainer made: provenance in every checkpoint, and at the end a plain `from_pretrained` folder with a card."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,37 @@ from mu2_model import Mu2ForConditionalGeneration, Mu2Processor
 from training.model_card import write_card
 from training.plots import plot_history
 from training.provenance import Provenance
+
+USED = (
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "weight_decay",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "max_grad_norm",
+    "optim",
+    "bf16",
+    "fp16",
+    "max_length",
+    "seed",
+    "data_seed",
+    "beta",
+    "loss_type",
+)
+"""Arguments of a trainer that decide what is learned; `beta` is of DPO alone."""
+
+
+def used_settings(
+    arguments: Any, frozen: Sequence[str], lora: dict[str, Any] | None, cached_tokens: bool
+) -> dict[str, Any]:
+    """The settings that a trainer runs with, by the trainer's own names, as a checkpoint stores them."""
+    told = arguments.to_dict()
+    used = {name: told[name] for name in USED if name in told}
+    parts = {"frozen": sorted(frozen), "lora": lora, "cached_tokens": cached_tokens}
+    return used | parts | {"processes": arguments.world_size}
 
 
 class ProvenanceCallback(TrainerCallback):  # type: ignore[misc]

@@ -135,6 +135,7 @@ def vision(
     settings = VisionSettings(steps, batch, lr, score_every=score_every, seed=seed, bf16=bf16)
     cases = read_manifests(data)
     provenance = collect("vision", seed, cases, vars(settings), model)
+    provenance.begin(out)
     with progress_bar() as bar:
         train_vision(model, cases, cache, out, settings, bar)
     provenance.write(out)
@@ -199,7 +200,7 @@ def _sft(stage: str, options: dict[str, Any]) -> None:
     cases = read_manifests(options["data"], "train")
     paths = [case.image for case in cases]
     source = volume_source(options["model"], options["cache"], paths, options["cached_tokens"])
-    settings = run.training | {"lr": arguments.learning_rate, "data": [str(path) for path in options["data"]]}
+    settings = run.training | {"data": [str(path) for path in options["data"]]}
     provenance = collect(stage, options["seed"], cases, settings, options["model"])
     lora = None if options["lora"] is None else sft.LoraSettings(options["lora"], 2 * options["lora"])
     sft.train_sft(stage, options["model"], cases, source, arguments, provenance, lora=lora, frozen=frozen)
@@ -280,7 +281,7 @@ def dpo(
     chosen = read_pairs(pairs)
     source = volume_source(model, cache, [pair.image for pair in chosen], cached_tokens)
     as_cases = [Case(p.case_id, p.image, p.question, p.chosen, "train", p.case_id, p.case_id, p.source) for p in chosen]
-    provenance = collect("dpo", seed, as_cases, run.training | {"beta": arguments.beta}, model)
+    provenance = collect("dpo", seed, as_cases, run.training, model)
     adapters = None if lora is None else sft.LoraSettings(lora, 2 * lora)
     train_dpo(model, chosen, source, arguments, provenance, lora=adapters, frozen=frozen)
 

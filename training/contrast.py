@@ -271,6 +271,7 @@ def contrast(
     settings = ContrastSettings(steps, batch, lr, score_every=score_every, seed=seed)
     cases = read_manifests(data)
     provenance = collect("contrast", seed, cases, vars(settings), model)
+    provenance.begin(out)
     with progress_bar() as bar:
         trained = train_contrast(model, cases, cache, out, settings, bar, device)
     provenance.write(out)

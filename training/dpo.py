@@ -5,16 +5,16 @@ answer read the same `pixel_values`, which the collator loads once for each pair
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from mu2_model import Mu2ForConditionalGeneration, Mu2Processor
-from training.checkpoints import ProvenanceCallback, save_trained
+from training.checkpoints import ProvenanceCallback, save_trained, used_settings
 from training.collators import PreferenceCollator, VolumeSource, check_lengths
-from training.provenance import Provenance
+from training.provenance import Provenance, rows_digest
 from training.sft import FROZEN, LoraSettings, WatchedTrainer, last_checkpoint
 from training.shared_encoding import freeze, share_encoding
 
@@ -63,6 +63,8 @@ def train_dpo(
     """Train a checkpoint on preference pairs into `arguments.output_dir`, resuming what is there.
 
     Without adapters the reference is a second copy of the checkpoint; with adapters it is the checkpoint without them.
+    LengthError when an answer does not fit `max_length`; BegunOtherwiseError when the folder was begun with other pairs,
+    settings or start.
     """
     model = Mu2ForConditionalGeneration.from_pretrained(model_folder, dtype="float32")
     processor = Mu2Processor.from_pretrained(model_folder)
@@ -71,6 +73,9 @@ def train_dpo(
     parts = FROZEN["dpo"] if frozen is None else frozen
     if source.tokens is not None and "vision_tower" not in parts:
         parts = (*parts, "vision_tower")
+    used = used_settings(arguments, parts, None if lora is None else asdict(lora), source.tokens is not None)
+    provenance = provenance.with_settings(used | {"pairs_sha256": rows_digest(map(asdict, pairs))})
+    provenance.begin(Path(str(arguments.output_dir)), write=arguments.process_index == 0)
     freeze(model, parts)
     encoding, _ = share_encoding(model)
     reference = None

@@ -5,7 +5,7 @@ checkpoint with the same data order, random state and schedule.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTConfig, SFTTrainer
 
 from mu2_model import Mu2ForConditionalGeneration, Mu2Processor
-from training.checkpoints import ProvenanceCallback, save_trained
+from training.checkpoints import ProvenanceCallback, save_trained, used_settings
 from training.collators import SftCollator, VolumeSource, check_lengths
 from training.data import Case
 from training.provenance import FILE, Provenance
@@ -86,7 +86,8 @@ def train_sft(
     """Train a checkpoint folder by one of the SFT stages into `arguments.output_dir`, resuming what is there.
 
     With stored tower tokens in `source` the vision tower is frozen. `stop_after` ends the run at that step as a kill
-    would, with the schedule of the whole run. LengthError when a row does not fit `max_length`.
+    would, with the schedule of the whole run. LengthError when a row does not fit `max_length`; BegunOtherwiseError when
+    the folder was begun with other data, settings or start.
     """
     model = Mu2ForConditionalGeneration.from_pretrained(model_folder, dtype="float32")
     processor = Mu2Processor.from_pretrained(model_folder)
@@ -94,6 +95,9 @@ def train_sft(
     parts = FROZEN[stage] if frozen is None else frozen
     if source.tokens is not None and "vision_tower" not in parts:
         parts = (*parts, "vision_tower")
+    adapters = None if lora is None else asdict(lora)
+    provenance = provenance.with_settings(used_settings(arguments, parts, adapters, source.tokens is not None))
+    provenance.begin(Path(str(arguments.output_dir)), write=arguments.process_index == 0)
     freeze(model, parts)
     encoding, _ = share_encoding(model)
     trainer = Mu2SftTrainer(

@@ -237,6 +237,7 @@ def tokenizer(
     if not keys:
         raise ManifestError(f"no finding is in {LEAST_CASES} training cases: make more phantoms")
     source = volume_source(model, cache, [case.image for case in cases], cached_tokens)
+    provenance.begin(out)
     with progress_bar() as bar:
         training = TokenizerTraining(model, out, settings, keys)
         training.run(train, held_out, source, bar)
