@@ -1,10 +1,11 @@
 """The outbox: messages are written in their report's transaction and sent later, in order, until a destination took them.
 
 Order is kept for one accession and destination: a message waits while an earlier one of the same key is pending or sent.
-A later version supersedes earlier ones that are not delivered, so a stuck draft never blocks a final. The bytes and the
-control id are fixed when the row is written: every retry sends the same message, which a receiver can recognise. What a
-receiver refused for its content is renewed: another message of the same version takes its place, and at most one of
-them can ever be acknowledged.
+A later version supersedes earlier ones that are not delivered, so a stuck draft never blocks a final; and what a person
+has decided about leaves no more, whether or not a message tells of the decision. The bytes and the control id are fixed
+when the row is written: every retry sends the same message, which a receiver can recognise. What a receiver refused for
+its content is renewed: another message of the same version takes its place, and at most one of them can ever be
+acknowledged.
 """
 
 import secrets
@@ -26,7 +27,7 @@ from worker.core.errors import (
     StateError,
 )
 from worker.core.records import REASON_LENGTH, Message, MessageState, ReportVersion, Study, new_id
-from worker.core.report import Report, canonical_text, text_sha256
+from worker.core.report import Report, ReportState, canonical_text, text_sha256
 from worker.core.settings import Destination
 
 Render = Callable[[Report, Destination, str, datetime], bytes]
@@ -63,12 +64,17 @@ def enqueue(
 ) -> list[Message]:
     """Writes one row per destination that may have this version, and supersedes what is older and undelivered.
 
+    A destination that gets no row loses what the version withdraws all the same: drafts that a person has read now, and
+    with a rejection or retraction every older text.
     Raises `SignatureError` for signed states without a signature whose hash matches the text.
     """
     study = version.report.study
     value = reports.to_value(session, version.id, default_authority=default_authority, procedure_codes=procedure_codes)
     rows = []
+    withdrawn = outgoing.withdrawn_states(version)
     for destination in destinations:
+        # Before the question whether anything was sent: on PostgreSQL this waits for a sender that claims at this moment.
+        _supersede_older(session, version, destination.name, withdrawn)
         if not outgoing.may_leave(session, version, destination):
             continue
         status = outgoing.result_status(value.state, destination)
@@ -87,7 +93,7 @@ def enqueue(
             payload=render(value, destination, control_id, studies.now()),
             created_at=studies.now(),
         )
-        _supersede_older(session, version, destination.name)
+        _supersede_older(session, version, destination.name, frozenset(ReportState))
         session.add(row)
         rows.append(row)
     session.flush()
@@ -149,6 +155,10 @@ def claim(session: Session, destination: str, lease_seconds: float) -> Claimed |
     if row is None:
         return None
     row.in_doubt = row.in_doubt or row.state is MessageState.SENT  # its sender died before it recorded an answer
+    if outgoing.is_overtaken(session, row):
+        row.state = MessageState.SUPERSEDED
+        row.due_at = row.lease_token = row.lease_until = None
+        return claim(session, destination, lease_seconds)
     if not _text_is_signed(session, row):
         row.state = MessageState.REFUSED
         row.error = "SignatureError: the text differs from the signed one; it is not sent"
@@ -245,7 +255,10 @@ def resend(session: Session, message_id: int) -> Message:
     row.error = ""
     _yield_to_newer(session, row)
     if row.state is MessageState.SUPERSEDED:
-        raise StateError(f"message {message_id} was superseded by a later version of its report; resend that one")
+        raise StateError(
+            f"message {message_id} was superseded: a person has read its draft, or its report has a later version; "
+            "resend the message of that one, if there is any"
+        )
     return row
 
 
@@ -321,9 +334,13 @@ def _text_is_signed(session: Session, row: Message) -> bool:
     return text_sha256(text) == row.text_sha256
 
 
-def _supersede_older(session: Session, version: ReportVersion, destination: str) -> None:
+def _supersede_older(
+    session: Session, version: ReportVersion, destination: str, states: frozenset[ReportState]
+) -> None:
     older = sa.select(ReportVersion.id).where(
-        ReportVersion.report_id == version.report_id, ReportVersion.number < version.number
+        ReportVersion.report_id == version.report_id,
+        ReportVersion.number < version.number,
+        ReportVersion.state.in_(states),
     )
     session.execute(
         sa.update(Message)
@@ -334,7 +351,7 @@ def _supersede_older(session: Session, version: ReportVersion, destination: str)
 
 
 def _yield_to_newer(session: Session, row: Message) -> None:
-    """A message that failed while a newer version waits behind it is superseded by it."""
+    """A message that failed while a newer version waits behind it, or a person read its draft, is superseded."""
     version = session.get_one(ReportVersion, row.version_id)
     newer = sa.exists().where(
         Message.version_id == ReportVersion.id,
@@ -342,7 +359,7 @@ def _yield_to_newer(session: Session, row: Message) -> None:
         ReportVersion.report_id == version.report_id,
         ReportVersion.number > version.number,
     )
-    if session.scalar(sa.select(newer)):
+    if session.scalar(sa.select(newer)) or outgoing.is_overtaken(session, row):
         row.state = MessageState.SUPERSEDED
         row.due_at = None
 

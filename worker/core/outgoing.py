@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 
 from worker.core import reports
 from worker.core.errors import SignatureError
-from worker.core.records import Message, ReportVersion, Signature
+from worker.core.records import AuthorKind, Message, ReportVersion, Signature
 from worker.core.report import SIGNED_STATES, STATUS, Report, ReportState
 from worker.core.settings import Destination
 
@@ -26,6 +26,19 @@ def may_leave(session: Session, version: ReportVersion, destination: Destination
     if STATUS[state].leaves == "if_sent":
         return _something_left(session, version, destination.name)
     return True
+
+
+def withdrawn_states(version: ReportVersion) -> frozenset[ReportState]:
+    """The states whose undelivered texts leave no more because of this version, be it told of or not."""
+    if STATUS[version.state].leaves == "if_sent":
+        return frozenset(ReportState)
+    return frozenset() if version.author_kind is AuthorKind.MACHINE else frozenset({ReportState.AI_DRAFT})
+
+
+def is_overtaken(session: Session, message: Message) -> bool:
+    """Whether a message holds a machine's draft whose report a person has written since: unread words leave no more."""
+    version = session.get_one(ReportVersion, message.version_id)
+    return version.state is ReportState.AI_DRAFT and reports.has_person(session, version.report_id)
 
 
 def result_status(state: ReportState, destination: Destination) -> str:

@@ -85,7 +85,7 @@ class MessageState(StrEnum):
     ACKNOWLEDGED = "acknowledged"  # the destination took it
     REFUSED = "refused"  # AR or CR: a person must look
     PARKED = "parked"  # out of retries: a person must look
-    SUPERSEDED = "superseded"  # a later version of the report, or a renewed message, took its place
+    SUPERSEDED = "superseded"  # a later version, a renewed message or a person's decision took its place
 
 
 class Role(StrEnum):
