@@ -64,7 +64,8 @@ class Listener:
         self._door.start()
         self._completer.start()
         checks = {"database": self._database_answers, "store": self._store_has_room, "rows": self._recovery.done}
-        self._health = HealthServer(settings.metrics_host, settings.metrics_port, registry, checks, self.is_alive)
+        where = settings.metrics_host, settings.metrics_port
+        self._health = HealthServer(*where, registry, checks, self.is_alive, group="DICOM")
         self.metrics_port = self._health.port
         log.info("listener_started", host=settings.host, port=self.port, tls=self._reception.tls is not None)
 

@@ -107,7 +107,7 @@ def test_each_early_death_is_told_with_its_own_last_words(tmp_path, running):
 
 
 def test_a_service_is_not_ready_because_a_stranger_answers_on_its_port():
-    stranger = HealthServer("127.0.0.1", 0, CollectorRegistry(), {})
+    stranger = HealthServer("127.0.0.1", 0, CollectorRegistry(), {}, group="WORKER")
     try:
         assert answers("127.0.0.1", stranger.port, os.getpid())
         assert not answers("127.0.0.1", stranger.port, os.getpid() + 1)

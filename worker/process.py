@@ -8,6 +8,7 @@ still under way and gives their studies back; then the threads end.
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -21,7 +22,7 @@ from worker import queues
 from worker.claims import Heart
 from worker.core import schema, settings, studies
 from worker.core.database import Database
-from worker.core.errors import BrokerUnavailableError, DatabaseUnavailableError, SettingsError
+from worker.core.errors import BrokerUnavailableError, DatabaseUnavailableError, Mu2Error, SettingsError
 from worker.core.health import HealthServer
 from worker.core.records import Stage, new_id
 from worker.core.settings import Settings
@@ -116,8 +117,9 @@ class WorkerProcess:
     def start(self) -> None:
         """Loads the model and starts the threads.
 
-        Raises `SettingsError` for a database that is not migrated and for rules of the choice of series that are none,
-        `ModelError` for a checkpoint that does not load: a worker that cannot work must not fail study after study.
+        Raises `SettingsError` for a database that is not migrated, for rules of the choice of series that are none and for
+        a metrics port that is taken, `ModelError` for a checkpoint that does not load: a worker that cannot work must not
+        fail study after study.
         """
         self._require_database()
         if Stage.PREPARE in self.stages:
@@ -127,7 +129,9 @@ class WorkerProcess:
             self._reporter = inference.build(self.settings, counters)
         checks = {"database": self._database_answers, "broker": self._broker_answers, "claims": self.hears}
         where = self.settings.worker
-        self._health = HealthServer(where.metrics_host, where.metrics_port, self.metrics.registry, checks)
+        self._health = HealthServer(
+            where.metrics_host, where.metrics_port, self.metrics.registry, checks, group="WORKER"
+        )
         self.heart.start()
         self._sweeper.start()
         log.info("worker_started", worker=self.name, queues=list(self.serves), port=self._health.port)
@@ -276,12 +280,16 @@ class Lifecycle(bootsteps.StartStopStep):  # type: ignore[misc]
         self.process: WorkerProcess | None = None
 
     def start(self, parent: Any) -> None:
-        """Makes and starts the process's parts; an error here ends the worker with a message."""
+        """Makes and starts the process's parts; an error of ours ends the worker with its sentence on stderr."""
         serves = set(parent.app.amqp.queues.consume_from)
         doorbell = queues.Doorbell(queues.new_app(settings.current()))
-        self.process = WorkerProcess(settings.current(), serves, parent.concurrency, doorbell)
-        threading.excepthook = self.process.on_thread_died
-        self.process.start()
+        try:
+            self.process = WorkerProcess(settings.current(), serves, parent.concurrency, doorbell)
+            threading.excepthook = self.process.on_thread_died
+            self.process.start()
+        except Mu2Error as error:
+            sys.stderr.write(f"{error}\n")  # Celery logs it too, but the log leaves out ports, paths and revisions
+            raise
         _current[:] = [self.process]
         signals.worker_shutting_down.connect(self._on_shutting_down)
         self._celerys_sigquit = signal.signal(signal.SIGQUIT, self._on_sigquit)

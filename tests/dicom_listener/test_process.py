@@ -26,6 +26,7 @@ from tests.dicom_listener.conftest import Running
 from tests.dicom_listener.process import ROOT, ListenerProcess, with_ports
 from tests.dicom_listener.sending import RawPeer, connect, ct, echo, eventually, send, store_command
 from worker.core.database import Database
+from worker.core.errors import SettingsError
 from worker.core.recorder import Recorder
 from worker.core.records import Instance
 from worker.core.settings import Settings
@@ -257,3 +258,19 @@ def test_port_that_is_taken_is_a_clear_error(settings: Callable[..., Settings], 
 def test_nothing_on_the_listeners_path_imports_torch() -> None:
     code = "import sys, dicom_listener.__main__; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("port", "setting"), [("port", "MU2_DICOM__PORT"), ("metrics_port", "MU2_DICOM__METRICS_PORT")]
+)
+def test_a_port_that_is_taken_is_named_with_its_setting(
+    settings: Callable[..., Settings], port: str, setting: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        taken = held.getsockname()[1]
+        listener = Listener(settings(**{port: taken}), lambda _study_id: None)
+        try:
+            with pytest.raises(SettingsError, match=f"cannot listen on 127.0.0.1 port {taken} .*{setting}"):
+                listener.start()
+        finally:
+            listener.close()

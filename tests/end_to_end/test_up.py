@@ -81,7 +81,7 @@ def test_services_whose_ports_another_home_holds_are_given_up_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drop_environment(monkeypatch)
-    stranger = HealthServer("127.0.0.1", 0, CollectorRegistry(), {})
+    stranger = HealthServer("127.0.0.1", 0, CollectorRegistry(), {}, group="WORKER")
     with socket.create_server(("127.0.0.1", 0)) as held:
         dicom = {"port": held.getsockname()[1], "metrics_port": stranger.port}
         config = with_chosen_ports(settings(tmp_path / "home", dicom=dicom))

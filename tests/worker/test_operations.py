@@ -1,6 +1,7 @@
 """What an operator and an auditor see of a worker: health, metrics, logs, heartbeat; and that no patient is in them."""
 
 import json
+import socket
 import urllib.error
 import urllib.request
 
@@ -41,6 +42,15 @@ def test_worker_tells_its_health_and_logs_and_counts_what_it_did(site: Site, rec
     site.broker.kill()
     status, body = ask(port, "/readyz")
     assert (status, json.loads(body)) == (503, {"database": True, "broker": False, "claims": True})
+
+
+def test_worker_that_finds_its_metrics_port_taken_names_port_and_setting(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        worker = site.start_worker(ready=False, MU2_WORKER__METRICS_PORT=str(port))
+        sentence = f"cannot listen on 127.0.0.1 port {port} (Address already in use)"
+        wait_for(lambda: sentence in worker.output)
+    assert "MU2_WORKER__METRICS_PORT" in worker.output
 
 
 def test_worker_keeps_a_heartbeat_and_one_holds_the_sweep(site: Site) -> None:

@@ -13,13 +13,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
+from worker.core.errors import SettingsError
+from worker.core.settings import DELIMITER, PREFIX
+
 Check = Callable[[], bool]
 REQUEST_SECONDS = 5.0
 PROCESS_HEADER = "Mu2-Process"  # the number of the process that answers
 
 
 class HealthServer:
-    """Serves the three pages until `close`; port 0 takes a free one."""
+    """Serves the three pages until `close`; port 0 takes a free one.
+
+    `group` is that of the settings that name host and port. Raises `SettingsError` with their names when the port cannot
+    be had.
+    """
 
     def __init__(
         self,
@@ -28,8 +35,16 @@ class HealthServer:
         registry: CollectorRegistry,
         checks: Mapping[str, Check],
         alive: Check = lambda: True,
+        *,
+        group: str,
     ) -> None:
-        self._server = ThreadingHTTPServer((host, port), _handler(registry, checks, alive))
+        try:
+            self._server = ThreadingHTTPServer((host, port), _handler(registry, checks, alive))
+        except OSError as error:
+            raise SettingsError(
+                f"/livez, /readyz and /metrics cannot listen on {host} port {port} ({error.strerror}); stop what holds it "
+                f"or set {PREFIX}{group}{DELIMITER}METRICS_PORT or METRICS_HOST"
+            ) from error
         self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
