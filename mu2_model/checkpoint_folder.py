@@ -10,6 +10,7 @@ import torch
 from mu2_model.configuration_mu2 import Mu2Config
 from mu2_model.errors import CheckpointError
 from mu2_model.processing_mu2 import Mu2Processor
+from mu2_model.stored_weights import BROKEN_CONFIG
 
 HASH_BLOCK_BYTES = 1 << 20
 
@@ -26,10 +27,14 @@ def read_config(folder: Path) -> Mu2Config:
             raise CheckpointError(
                 f"{folder} holds a {model_type!r} model, not a μ²LLM; convert published weights first"
             )
+        text = stored.get("text_config")
+        if not isinstance(text, dict) or "model_type" not in text:
+            # transformers would make a Llama of 7 billion parameters of it.
+            raise CheckpointError(f"{file} does not say which language model it has: text_config is missing")
         config: Mu2Config = Mu2Config.from_pretrained(folder)
     except CheckpointError:
         raise
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, *BROKEN_CONFIG) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     return config
 

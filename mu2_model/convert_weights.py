@@ -6,7 +6,7 @@ has is certain from its keys: `relative_bias` is relative, `wq` without it rotar
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from mu2_model.image_processing_mu2 import Mu2ImageProcessor
 from mu2_model.modeling_mu2 import Mu2ForConditionalGeneration
 from mu2_model.processing_mu2 import IMAGE_TOKEN, Mu2Processor
 from mu2_model.published_files import read_published_config, read_tensor_file, read_tensors
+from mu2_model.stored_weights import WEIGHT_TYPES, check_names
 from mu2_model.vision_tower import Mu2VisionTower
 
 TEXT_CONFIGS: dict[str, type[PreTrainedConfig]] = {"u2llama": LlamaConfig, "u2qwen3": Qwen3Config}
@@ -102,7 +103,7 @@ def convert_checkpoint(
     untie(tensors, config)
     with torch.device("meta"):
         model = Mu2ForConditionalGeneration(config)
-    check_tensors(tensors, {name: tensor.shape for name, tensor in model.state_dict().items()}, config)
+    check_tensors(tensors, model.state_dict(), config.tie_word_embeddings)
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
     if (src / "generation_config.json").is_file():
@@ -148,8 +149,7 @@ def load_vision_tower(tower: Mu2VisionTower, src: Path | str) -> None:
     _, tensors = read_vision_tower(Path(src))
     name, channels = "patch_embedding.weight", tower.num_channels
     tensors[name] = tensors[name].repeat_interleave(channels, dim=1) / channels
-    expected = {key: value.shape for key, value in tower.state_dict().items()}
-    check_names(tensors, expected)
+    check_tensors(tensors, tower.state_dict())
     tower.load_state_dict(tensors)
 
 
@@ -169,8 +169,8 @@ def read_vision_tower(file: Path) -> tuple[Mu2VisionConfig, dict[str, Tensor]]:
         )
     config = Mu2VisionConfig(**vision_sizes(tensors, "", published))
     with torch.device("meta"):
-        expected = {key: value.shape for key, value in Mu2VisionTower(config).state_dict().items()}
-    check_names(tensors, expected)
+        expected = Mu2VisionTower(config).state_dict()
+    check_tensors(tensors, expected)
     return config, tensors
 
 
@@ -313,18 +313,12 @@ def untie(tensors: dict[str, Tensor], config: Mu2Config) -> None:
     del tensors["lm_head.weight"]
 
 
-def check_tensors(tensors: dict[str, Tensor], expected: dict[str, torch.Size], config: Mu2Config) -> None:
-    """`check_names`, with the tied head left out of what is expected."""
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    check_names(tensors, {name: shape for name, shape in expected.items() if name not in tied})
-
-
-def check_names(tensors: dict[str, Tensor], expected: dict[str, torch.Size]) -> None:
-    """CheckpointError that names the first unexpected, missing or mis-shaped tensor."""
-    for name in sorted(tensors.keys() - expected.keys()):
-        raise CheckpointError(f"unexpected tensor: {name} {tuple(tensors[name].shape)}")
-    for name in sorted(expected.keys() - tensors.keys()):
-        raise CheckpointError(f"missing tensor: {name} {tuple(expected[name])}")
-    for name, shape in expected.items():
-        if tensors[name].shape != shape:
-            raise CheckpointError(f"mis-shaped tensor: {name} is {tuple(tensors[name].shape)}, not {tuple(shape)}")
+def check_tensors(tensors: dict[str, Tensor], expected: Mapping[str, Tensor], tied: bool = False) -> None:
+    """CheckpointError that names the first tensor that is unexpected, missing, mis-shaped or no weight; a tied head is none."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in WEIGHT_TYPES.values():
+            raise CheckpointError(f"{name} holds values of type {tensor.dtype}, which are no weights")
+    check_names(
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        {name: tuple(tensor.shape) for name, tensor in expected.items() if not (tied and name == "lm_head.weight")},
+    )

@@ -8,8 +8,8 @@ import torch
 from mu2_model.checkpoint_folder import hash_weights, read_config
 from mu2_model.configuration_mu2 import Mu2Config
 from mu2_model.errors import CheckpointError
-from mu2_model.memory import estimate_memory, free_memory, weight_bytes
-from mu2_model.modeling_mu2 import Mu2ForConditionalGeneration
+from mu2_model.memory import estimate_memory, free_memory
+from mu2_model.stored_weights import check_stored, skeleton
 
 BYTES_PER_VALUE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -18,16 +18,16 @@ def model_info(path: Path | str, batch: int = 1, dtype: str | None = None) -> di
     """Facts about a checkpoint, ready for JSON; memory is estimated for `batch` volumes of full length.
 
     `dtype` is the type the weights would be loaded in; by default that of the file. Raises CheckpointError when the folder
-    is not a checkpoint of this package.
+    is not a checkpoint of this package, or its weights are not those of its config.
     """
     folder = Path(path)
     config = read_config(folder)
+    check_stored(folder, config)
     parameters = count_parameters(config)
     stored = str(config.dtype or "float32").removeprefix("torch.")
     if (dtype or stored) not in BYTES_PER_VALUE:
         raise CheckpointError(f"weights of type {dtype or stored} are not known: {', '.join(BYTES_PER_VALUE)}")
     value_bytes = BYTES_PER_VALUE[dtype or stored]
-    weight_bytes(folder)  # tells a damaged file
     estimate, explained = (
         estimate_memory(config, parameters["total"], batch=batch, bytes_per_value=value_bytes, evidence=evidence)
         for evidence in (False, True)
@@ -65,8 +65,7 @@ def free_by_device() -> dict[str, int]:
 
 def count_parameters(config: Mu2Config) -> dict[str, int]:
     """Parameters of every part and in all, counted on the meta device; tied weights count once."""
-    with torch.device("meta"):
-        model = Mu2ForConditionalGeneration(config)
+    model = skeleton(config)
     parts = {
         "vision_tower": model.model.vision_tower,
         "projector": model.model.projector,

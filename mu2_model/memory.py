@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from mu2_model.configuration_mu2 import Mu2Config
-from mu2_model.errors import CheckpointError, MemoryEstimateError
+from mu2_model.errors import MemoryEstimateError
+from mu2_model.stored_weights import stored_tensors
 
 MEMINFO = Path("/proc/meminfo")
 # What a container may use, and uses: cgroup v2, absent outside one.
@@ -174,15 +174,10 @@ def check_weights_fit(folder: Path, value_bytes: int | None, device: torch.devic
 
 def weight_bytes(folder: Path, value_bytes: int | None = None) -> int:
     """Bytes of a folder's safetensors, as stored or at `value_bytes` each; CheckpointError for a file that is damaged."""
-    total = 0
-    for file in sorted(folder.glob("model*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                values = sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
-                total += file.stat().st_size if value_bytes is None else values * value_bytes
-        except SafetensorError as error:
-            raise CheckpointError(f"{file.name} in {folder} is damaged or cut off, copy it again: {error}") from error
-    return total
+    stored = stored_tensors(folder)
+    if value_bytes is None:
+        return sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
+    return sum(math.prod(tensor.shape) for tensor in stored.values()) * value_bytes
 
 
 def fits(needed_bytes: int, device: torch.device) -> bool:

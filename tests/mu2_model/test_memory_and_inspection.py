@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, Qwen3Config
+from transformers import AutoTokenizer, LlamaConfig, Qwen3Config, Qwen3MoeConfig
 
 from mu2_model import drafting_stages, memory
 from mu2_model.configuration_mu2 import Mu2Config
@@ -217,6 +217,66 @@ def test_a_processor_of_another_model_is_refused_when_loading(old: str, new: str
     file.write_text(file.read_text().replace(old, new))
     with pytest.raises(CheckpointError, match=message):
         ReportDrafter.from_pretrained(tmp_path)
+
+
+def set_config(folder: Path, section: str, value: object) -> None:
+    stored = json.loads((folder / "config.json").read_text())
+    changed = {**stored[section], **value} if isinstance(value, dict) else value
+    (folder / "config.json").write_text(json.dumps({**stored, section: changed}))
+
+
+def refusals(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a drafter and `model_info` say about a folder that neither may take; nothing is loaded."""
+    monkeypatch.setattr(Mu2ForConditionalGeneration, "from_pretrained", lambda *_, **__: pytest.fail("was loaded"))
+    messages = []
+    for take in (ReportDrafter.from_pretrained, model_info):
+        with pytest.raises(CheckpointError) as error:
+            take(folder)
+        messages.append(str(error.value))
+    return messages
+
+
+@pytest.mark.parametrize("text", [None, "llama"])
+def test_a_config_without_a_language_model_is_refused_before_anything_is_allocated(
+    text: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_config(make_untrained(tmp_path), "text_config", text)
+    assert all("text_config is missing" in message for message in refusals(tmp_path, monkeypatch))
+
+
+@pytest.mark.parametrize(
+    ("section", "changed", "told"),
+    [
+        ("text_config", {"intermediate_size": 64}, "mis-shaped tensor: model.language_model.layers.0.mlp"),
+        ("text_config", {"num_hidden_layers": 3}, "missing tensor: model.language_model.layers.2."),
+        ("vision_config", {"num_hidden_layers": 1}, "unexpected tensor: model.vision_tower.blocks.1."),
+    ],
+)
+def test_weights_of_another_config_are_refused_by_the_tensor_before_anything_is_allocated(
+    section: str, changed: dict[str, int], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_config(make_untrained(tmp_path), section, changed)
+    assert all(told in message for message in refusals(tmp_path, monkeypatch))
+
+
+@pytest.mark.parametrize("changed", [{"num_hidden_layers": "two"}, {"num_attention_heads": 0}, {"hidden_act": "foo"}])
+def test_a_config_that_no_model_has_is_refused(
+    changed: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_config(make_untrained(tmp_path), "text_config", changed)
+    assert all("config.json" in message for message in refusals(tmp_path, monkeypatch))
+
+
+def test_a_decoder_whose_experts_are_stored_apart_is_loaded(tmp_path: Path) -> None:
+    text = Qwen3MoeConfig(
+        vocab_size=len(AutoTokenizer.from_pretrained(make_untrained(tmp_path))), hidden_size=64, head_dim=16,
+        moe_intermediate_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        num_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    stored = Mu2Config.from_pretrained(tmp_path)
+    config = Mu2Config(**{**stored.to_dict(), "text_config": text.to_dict()})
+    Mu2ForConditionalGeneration(config).save_pretrained(tmp_path)
+    assert ReportDrafter.from_pretrained(tmp_path).model.config.get_text_config().model_type == "qwen3_moe"
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "banana"])
