@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,13 +39,20 @@ from training.metrics.statistics import RESAMPLES
 from training.model_card import SCORES_FILE, write_card
 from training.phantoms import labeler
 from training.preferences import SAMPLES, PairRules, make_pairs, write_pairs
+from training.provenance import PHANTOM_SETS
 from training.recipes import write_json
 from training.token_cache import TokenCache
 from training.volumes import VolumeCache
 
 JudgeName = Annotated[
-    str, typer.Option(help="phantom, none, model:FOLDER, or an endpoint as URL#MODEL (key in OPENAI_API_KEY).")
+    str | None,
+    typer.Option(
+        help="phantom (where nothing is named, of phantoms alone), none, model:FOLDER, or an endpoint as URL#MODEL "
+        "(key in OPENAI_API_KEY)."
+    ),
 ]
+PHANTOM, NOBODY = "phantom", "none"
+UNJUDGED = "GREEN left out: not all cases are phantoms, so a judge has to be named by --judge"
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first cases.")]
 Split = Annotated[
@@ -81,9 +89,9 @@ def held_out_cases(data: Sequence[Path], split: str | None, held_out: Sequence[s
 
 def make_judge(name: str, device: str = "cpu") -> Judge | None:
     """A judge by the name it has on the command line; None for "none"."""
-    if name == "none":
+    if name == NOBODY:
         return None
-    if name == "phantom":
+    if name == PHANTOM:
         return PhantomJudge(read_phantom_report)
     if name.startswith("model:"):
         return ModelJudge.from_pretrained(require_checkpoint(Path(name.removeprefix("model:"))), device)
@@ -91,6 +99,22 @@ def make_judge(name: str, device: str = "cpu") -> Judge | None:
     if not mark or not url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"{name!r} is no judge: phantom, none, model:FOLDER or URL#MODEL")
     return EndpointJudge(Endpoint(url, model))
+
+
+def judge_for(name: str | None, cases: Sequence[Case], device: str = "cpu") -> Judge | None:
+    """The judge that was asked for; where none was named, the phantom judge of phantoms and nobody of other cases.
+
+    BadParameter for the phantom judge of other cases: it knows the words of phantom reports, and takes all else for normal.
+    """
+    strange = next((case for case in cases if not case.source.startswith(PHANTOM_SETS)), None)
+    if name == PHANTOM and strange is not None:
+        told = f"case {strange.case_id} is of {strange.source or 'no named set'}"
+        raise typer.BadParameter(
+            f"the phantom judge reads reports of phantoms alone, and {told}: name another by --judge"
+        )
+    if name is None:
+        name = PHANTOM if strange is None else NOBODY
+    return make_judge(name, device)
 
 
 def source_maker(
@@ -127,7 +151,7 @@ def preferences(
     out: Annotated[Path, typer.Option("--out", help="File for the pairs.")],
     cache: Cache = DEFAULT_CACHE,
     cached_tokens: CachedTokens = False,
-    judge: JudgeName = "phantom",
+    judge: JudgeName = None,
     split: Split = None,
     limit: Limit = None,
     samples: Annotated[int, typer.Option(min=2, help="Drafts of a case.")] = SAMPLES,
@@ -140,9 +164,9 @@ def preferences(
     """Draft every case several times (T=1.0, top_p=0.9), judge the drafts, keep the best and the worst."""
     use_threads(threads)
     cases = held_out_cases(data, split, ("validation",))[:limit]
-    asked = make_judge(judge, device)
+    asked = judge_for(judge, cases, device)
     if asked is None:
-        raise typer.BadParameter("preferences need a judge")
+        raise typer.BadParameter("preferences need a judge: name one by --judge")
     varied = SETTINGS["varied"]
     settings = DecodeSettings(sample=True, temperature=varied.temperature, top_p=varied.top_p, seed=seed)
     drafter = Drafter(model, source_maker(cache, cases, cached_tokens), settings, samples, batch, device=device)
@@ -183,7 +207,7 @@ def evaluate_command(
     out: Annotated[Path | None, typer.Option("--out", help="Folder for drafts, JSON and Markdown.")] = None,
     cache: Cache = DEFAULT_CACHE,
     cached_tokens: CachedTokens = False,
-    judge: JudgeName = "phantom",
+    judge: JudgeName = None,
     bert: Annotated[Path | None, typer.Option(help="Folder of roberta-large for BERTScore.")] = None,
     radbert: Annotated[Path | None, typer.Option(help="Folder of RadBERT for CT-RATE's 18 labels.")] = None,
     split: Split = None,
@@ -204,7 +228,7 @@ def evaluate_command(
     use_threads(threads)
     command = shlex.join(["python", "-m", "training", *sys.argv[1:]])
     cases = held_out_cases(data, split, ("test", "validation"))[:limit]
-    asked = make_judge(judge, device)
+    asked = judge_for(judge, cases, device)
     classifier = None if radbert is None else LabelClassifier.from_pretrained(radbert, device)
     results, figures = [], []
     for folder in model or [shipped_checkpoint()]:
@@ -216,6 +240,8 @@ def evaluate_command(
             out.mkdir(parents=True, exist_ok=True)
             write_drafts(drafted, out / f"{folder.name}.jsonl")
         result = score_drafts(folder.name, drafted, asked, bert, classifier)
+        if asked is None and judge is None:
+            result = replace(result, notes=(*result.notes, UNJUDGED))
         told = result.figures(command, resamples) | floors_beside(folder, train or [], cases, cache, resamples, card)
         results.append(result)
         figures.append(told)
@@ -258,6 +284,7 @@ def report_of(results: Sequence[Evaluation], figures: list[dict[str, Any]], publ
             tests[score] = {"difference": difference, "p": p}
             parts.append(f"{results[0].name} minus {results[1].name} in {score}: {difference:+.3f}, p = {p:.4f}")
         told = {"systems": figures, "paired_tests": tests}
+    parts += [f"{note}." for note in dict.fromkeys(note for told in figures for note in told["notes"])]
     parts.append(f"Made by `{figures[0]['command']}`. Phantoms say nothing about patients.")
     return {"markdown": "\n\n".join(parts), "figures": told}
 
