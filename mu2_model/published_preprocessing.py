@@ -18,6 +18,8 @@ from mu2_model.resampling import Resampling, corner_weights, used_columns
 from mu2_model.volume_grid import Matrix
 
 LOWER_PERCENT, UPPER_PERCENT = 0.5, 99.5
+# Differences of values up to here, and one over them, are ordinary float32 numbers.
+LARGEST_VALUE = 1e37
 # A slab of floats fits a processor's cache.
 SLAB_SLICES = 8
 # Every so many values along each axis are sorted to know about where a percentile lies, give or take so many ranks of them.
@@ -33,11 +35,11 @@ def prepare_published(
     The image lies at the low ends; the rest is zero. Raises VolumeError when no value is finite.
     """
     repairs: list[str] = []
-    if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
-        if not finite.any():
+    if array.dtype.kind == "f" and not (usable := usable_values(array)).all():
+        if not usable.any():
             raise VolumeError("no value of the array is finite")
-        array = np.where(finite, array, array[finite].min())
-        repairs.append("values that are not finite were set to the lowest value")
+        array = np.where(usable, array, array[usable].min())
+        repairs.append(f"values that are not finite or beyond {LARGEST_VALUE:g} were set to the lowest value")
     low, high = percentiles(array, (LOWER_PERCENT, UPPER_PERCENT))
     box = foreground_box(array, low)
     cropped = array[tuple(slice(first, last) for first, last in box)]
@@ -53,6 +55,13 @@ def prepare_published(
         to_source[axis, axis] = (source - 1) / (count - 1) if count > 1 else 1.0
         to_source[axis, 3] = box[axis][0]
     return image, to_source, shape, repairs
+
+
+def usable_values(array: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which floats are finite, and small enough that float32 can reckon with them."""
+    if array.dtype.itemsize == 2:
+        return np.isfinite(array)
+    return (array >= -LARGEST_VALUE) & (array <= LARGEST_VALUE)
 
 
 def scale_and_resize(

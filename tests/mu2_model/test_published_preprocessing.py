@@ -97,10 +97,21 @@ def test_values_that_are_not_finite_become_the_lowest_one_and_are_said() -> None
     lowest[3, 4, 5:7] = np.delete(array.ravel(), [3 * 400 + 85, 3 * 400 + 86]).min()
     image = Mu2ImageProcessor(size=16, chunk_slices=8, max_slices=16, form="published")
     prepared = image.prepare(array, None)
-    assert prepared.repairs == ("values that are not finite were set to the lowest value",)
+    assert "values that are not finite or beyond 1e+37 were set to the lowest value" in prepared.repairs
     assert torch.allclose(prepared.pixel_values, image.prepare(lowest, None).pixel_values)
     with pytest.raises(VolumeError, match="no value of the array is finite"):
         image.prepare(np.full((16, 20, 20), np.nan, np.float32), None)
+
+
+@pytest.mark.parametrize("huge", [1e300, 3e38])
+def test_values_too_large_for_the_computation_are_replaced_and_said(huge: float) -> None:
+    array = np.random.default_rng(3).normal(0, 100, (16, 20, 20))
+    array[:, :2], array[:, 2:4] = huge, -huge
+    image = Mu2ImageProcessor(size=16, chunk_slices=8, max_slices=16, form="published")
+    for dtype in (np.float64, np.float32) if huge < 1e39 else (np.float64,):
+        prepared = image.prepare(array.astype(dtype), None)
+        assert torch.isfinite(prepared.pixel_values).all() and float(prepared.pixel_values.std()) > 0.1
+        assert any("beyond 1e+37" in repair for repair in prepared.repairs)
 
 
 def test_a_place_in_the_published_input_is_mapped_back_to_the_array() -> None:
