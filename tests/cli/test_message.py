@@ -123,6 +123,28 @@ def test_resend_of_many_asks_and_by_dry_run_does_nothing(terminal: Terminal) -> 
     assert states(terminal) == before and audited(terminal) == []
 
 
+def test_resend_dry_run_refuses_what_the_real_run_refuses(terminal: Terminal) -> None:
+    under_way = message(terminal)
+    for number, kind in ((under_way, StateError), (99_999, NotFoundError)):
+        rehearsed = terminal.run("message", "resend", str(number), "--dry-run").exception
+        real = terminal.run("message", "resend", str(number)).exception
+        assert isinstance(rehearsed, kind) and str(rehearsed) == str(real)
+
+
+def test_resend_dry_run_of_many_says_no_with_the_reason(terminal: Terminal) -> None:
+    numbers = parked_and_refused(terminal)
+    with terminal.database.write() as session:
+        row = session.get_one(Message, numbers["parked"])
+        later = builders.sign(session, row.version_id)
+        outbox.enqueue(session, later, [builders.destination()], builders.render)
+        row.state = MessageState.PARKED  # a try that was under way meanwhile ended so
+    result = terminal.run("message", "resend", "--parked", "--destination", "ris", "--dry-run", "--json")
+    assert result.exit_code == 1
+    (line,) = json.loads(result.stdout)
+    assert not line["would_be_resent"] and "was superseded" in line["reason"]
+    assert states(terminal)[numbers["parked"]] == "parked" and audited(terminal) == []
+
+
 def test_resend_by_age_leaves_what_is_older(terminal: Terminal) -> None:
     parked_and_refused(terminal)
     with terminal.database.write() as session:

@@ -1,5 +1,7 @@
 """`mu2 study` on real rows."""
 
+import json
+
 import numpy as np
 import pytest
 import sqlalchemy as sa
@@ -26,6 +28,14 @@ def skipped(terminal: Terminal) -> str:
     claim = builders.claimed(terminal.database, Stage.PREPARE)
     with terminal.database.write() as session:
         studies.skip(session, claim, "no CT series", {"series": []})
+    return study_id
+
+
+def without_pixels(terminal: Terminal) -> str:
+    """A skipped study whose files retention removed."""
+    study_id = skipped(terminal)
+    with terminal.database.write() as session:
+        session.execute(sa.update(Instance).values(removed_at=studies.now()))
     return study_id
 
 
@@ -99,6 +109,30 @@ def test_requeue_dry_run_changes_nothing(terminal: Terminal) -> None:
     study_id = failed(terminal)
     assert terminal.data("study", "requeue", "--failed", "--dry-run")[0]["id"] == study_id
     assert status(terminal, study_id) == (StudyStatus.FAILED, 1)
+
+
+@pytest.mark.parametrize("state", ["complete", "drafting", "removed"])
+def test_requeue_dry_run_says_what_the_real_run_would_refuse(terminal: Terminal, state: str) -> None:
+    make = {
+        "complete": lambda: builders.completed(terminal.database),
+        "drafting": lambda: builders.drafting(terminal.database).study_id,
+        "removed": lambda: without_pixels(terminal),
+    }
+    study_id = make[state]()
+    before = status(terminal, study_id)
+    rehearsed = terminal.run("study", "requeue", study_id, "--dry-run", "--json")
+    real = terminal.run("study", "requeue", study_id, "--json")
+    assert rehearsed.exit_code == real.exit_code == 1
+    (said,), (done,) = json.loads(rehearsed.stdout), json.loads(real.stdout)
+    assert (said["would_be_requeued"], said["reason"]) == (False, done["reason"])
+    assert status(terminal, study_id) == before and actions(terminal) == []
+
+
+def test_requeue_dry_run_counts_only_what_would_be_taken(terminal: Terminal) -> None:
+    gone, taken = without_pixels(terminal), skipped(terminal)
+    result = terminal.run("study", "requeue", "--all-skipped", "--dry-run")
+    assert result.exit_code == 1 and "1 of 2 would be put back to work" in result.stderr
+    assert {status(terminal, study_id)[0] for study_id in (gone, taken)} == {StudyStatus.SKIPPED}
 
 
 def test_requeue_of_many_asks_first(terminal: Terminal) -> None:

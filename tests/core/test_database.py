@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from tests.conftest import free_port
 from tests.core.builders import arrival, uid
 from tests.postgres import PostgresServer, binaries
-from worker.core import arrivals, schema
+from worker.core import arrivals, schema, studies
 from worker.core.database import Database
 from worker.core.errors import DatabaseUnavailableError
-from worker.core.records import Instance
+from worker.core.records import Heartbeat, Instance
 
 
 def stored(database: Database) -> int:
@@ -86,6 +87,21 @@ def test_postgres_that_stays_away_is_a_retryable_error(mortal_postgres: Postgres
     with pytest.raises(DatabaseUnavailableError):
         arrivals.record(database, [arrival(uid())])
     database.close()
+
+
+def test_rehearsal_returns_what_the_change_would_and_leaves_nothing_behind(database: Database) -> None:
+    arrivals.record(database, [arrival(uid())])
+
+    def change(session: Session) -> int:
+        session.execute(sa.update(Instance).values(size_bytes=1))
+        session.add(Heartbeat(owner="x", service="worker", queues="", started_at=studies.now(), beat_at=studies.now()))
+        session.flush()
+        return session.scalar(sa.select(sa.func.count()).where(Instance.size_bytes == 1)) or 0
+
+    assert database.rehearse(change) == 1
+    with database.read() as session:
+        assert session.scalar(sa.select(sa.func.count()).where(Instance.size_bytes == 1)) == 0
+        assert session.scalars(sa.select(Heartbeat)).all() == []
 
 
 def test_change_that_raises_leaves_nothing_behind(database: Database) -> None:

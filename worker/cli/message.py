@@ -1,5 +1,6 @@
 """`mu2 message`: the outbox."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +21,8 @@ from worker.cli.terminal import (
 )
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from worker.core.database import Database
     from worker.core.records import Message
 
@@ -110,24 +113,28 @@ def resend(
         )
     with opened() as (_, database):
         chosen = [number] if number is not None else _chosen(database, parked, refused, destination, since)
-        if dry_run:
-            results = [{"number": one, "resent": False, "reason": ""} for one in chosen]
+        if dry_run and number is not None:
+            results = [_would_resend(database, number)]
+        elif dry_run:
+            results = [_if_possible(_would_resend, database, one, "would_be_resent") for one in chosen]
         elif number is not None:
             results = [_resend(database, number)]
         else:
             if len(chosen) > 1:
                 ask(f"Send {len(chosen)} messages again?", yes)
-            results = [_resend_if_possible(database, one) for one in chosen]
+            results = [_if_possible(_resend, database, one, "resent") for one in chosen]
+    column = "would_be_resent" if dry_run else "resent"
+    taken = sum(line[column] for line in results)
     if as_json:
         print_json(results[0] if number is not None else results)
     elif number is not None and not dry_run:
         print(f"Message {number} is due; a worker sends it to {results[0]['destination']} within seconds.")
     else:
-        lines = [[line["number"], "yes" if line["resent"] else "no", line["reason"]] for line in results]
-        print_table(["number", "resent", "reason"], lines)
+        lines = [[line["number"], "yes" if line[column] else "no", line["reason"]] for line in results]
+        print_table(["number", column.replace("_", " "), "reason"], lines)
     if dry_run:
-        note(f"{len(results)} would be sent again; nothing was done.")
-    elif not all(line["resent"] for line in results):
+        note(f"{taken} of {len(results)} would be sent again; nothing was done.")
+    if taken < len(results):
         raise typer.Exit(1)
 
 
@@ -197,25 +204,38 @@ def _chosen(database: "Database", parked: bool, refused: bool, destination: str 
 
 def _resend(database: "Database", number: int) -> dict[str, Any]:
     """Makes one message due again; raises `NotFoundError` or `StateError`."""
+    return {**database.run(_resending(number)), "resent": True, "reason": ""}
+
+
+def _would_resend(database: "Database", number: int) -> dict[str, Any]:
+    """Says that `_resend` would make the message due; raises what it would."""
+    database.rehearse(_resending(number))
+    return {"number": number, "would_be_resent": True, "reason": ""}
+
+
+def _resending(number: int) -> "Callable[[Session], dict[str, Any]]":
+    """The change that makes one message due again and returns its facts."""
     from worker.core import audit, outbox, outbox_view
 
-    def change(session: Any) -> dict[str, Any]:
+    def change(session: "Session") -> dict[str, Any]:
         row = outbox.resend(session, number)
         facts = outbox_view.facts(session, row)
         audit.append(session, "resend", actor=actor(), study_id=facts["study_id"], message=number)
-        return {**facts, "resent": True, "reason": ""}
+        return facts
 
-    return database.run(change)
+    return change
 
 
-def _resend_if_possible(database: "Database", number: int) -> dict[str, Any]:
-    """The same for one of many: one that cannot be is reported and does not stop the others."""
+def _if_possible(
+    act: "Callable[[Database, int], dict[str, Any]]", database: "Database", number: int, column: str
+) -> dict[str, Any]:
+    """The act on one of many: one that cannot be is reported and does not stop the others."""
     from worker.core.errors import StateError
 
     try:
-        return _resend(database, number)
+        return act(database, number)
     except StateError as error:
-        return {"number": number, "resent": False, "reason": str(error)}
+        return {"number": number, column: False, "reason": str(error)}
 
 
 def _state(text: str) -> Any:

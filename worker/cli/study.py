@@ -3,6 +3,7 @@
 The terminal shows ids and states. Who the patient is shows only with `--patient`, and each such look is audited.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,8 @@ from worker.cli.terminal import (
 )
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from worker.core.database import Database
     from worker.core.records import StudyStatus
 
@@ -108,21 +111,22 @@ def requeue(
         raise typer.BadParameter("name one study, or choose many with --failed or --all-skipped (and --since)")
     with opened() as (_, database):
         chosen = _chosen(database, study, failed, all_skipped, since)
-        if dry_run or not chosen:
-            results = [{"id": study_id, "requeued": False, "reason": reason} for study_id, reason in chosen]
+        if dry_run:
+            results = [_would_requeue(database, study_id, reason, force) for study_id, reason in chosen]
         else:
             if len(chosen) > 1:
                 ask(f"Put {len(chosen)} studies back to work?", yes)
             results = [_requeue(database, study_id, force) for study_id, _ in chosen]
+    column = "would_be_requeued" if dry_run else "requeued"
+    taken = sum(result[column] for result in results)
     if as_json:
         print_json(results)
     else:
-        print_table(
-            ["study", "requeued", "reason"], [[r["id"], "yes" if r["requeued"] else "no", r["reason"]] for r in results]
-        )
+        rows = [[r["id"], "yes" if r[column] else "no", r["reason"]] for r in results]
+        print_table(["study", column.replace("_", " "), "reason"], rows)
     if dry_run:
-        note(f"{len(results)} would be put back to work; nothing was done.")
-    elif not all(r["requeued"] for r in results):
+        note(f"{taken} of {len(results)} would be put back to work; nothing was done.")
+    if taken < len(results):
         raise typer.Exit(1)
 
 
@@ -243,17 +247,10 @@ def _chosen(
 def _requeue(database: "Database", study_id: str, force: bool) -> dict[str, Any]:
     """Requeues one study and rings; one that cannot be is reported and does not stop the others."""
     from worker import queues
-    from worker.core import audit, studies, worklist
     from worker.core.errors import BrokerUnavailableError, StateError
 
-    def change(session: Any) -> None:
-        if worklist.pixels_removed(session, study_id):
-            raise StateError(f"retention removed the pixels of study {study_id}; have the PACS send it again")
-        studies.requeue(session, study_id, force=force)
-        audit.append(session, "requeue", actor=actor(), study_id=study_id, force=force)
-
     try:
-        database.run(change)
+        database.run(_requeueing(study_id, force))
     except StateError as error:
         return {"id": study_id, "requeued": False, "reason": str(error)}
     try:
@@ -261,6 +258,31 @@ def _requeue(database: "Database", study_id: str, force: bool) -> dict[str, Any]
     except BrokerUnavailableError as error:
         note(f"study {study_id}: {error}")
     return {"id": study_id, "requeued": True, "reason": ""}
+
+
+def _would_requeue(database: "Database", study_id: str, reason: str, force: bool) -> dict[str, Any]:
+    """Whether `_requeue` would take the study: then its own reason stands there, else what speaks against it."""
+    from worker.core.errors import StateError
+
+    try:
+        database.rehearse(_requeueing(study_id, force))
+    except StateError as error:
+        return {"id": study_id, "would_be_requeued": False, "reason": str(error)}
+    return {"id": study_id, "would_be_requeued": True, "reason": reason}
+
+
+def _requeueing(study_id: str, force: bool) -> "Callable[[Session], None]":
+    """The change that requeues a study; raises `StateError` where its state or its pixels do not allow it."""
+    from worker.core import audit, studies, worklist
+    from worker.core.errors import StateError
+
+    def change(session: "Session") -> None:
+        if worklist.pixels_removed(session, study_id):
+            raise StateError(f"retention removed the pixels of study {study_id}; have the PACS send it again")
+        studies.requeue(session, study_id, force=force)
+        audit.append(session, "requeue", actor=actor(), study_id=study_id, force=force)
+
+    return change
 
 
 def _print_choice(choice: dict[str, Any]) -> None:

@@ -100,6 +100,20 @@ class Database:
             time.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
+    def rehearse(self, change: Callable[[Session], T]) -> T:
+        """Runs `change` as `run` does and takes it back: what it returns or raises is what `run` would, and nothing stays.
+
+        What it returns must hold no rows: they are forgotten with the transaction.
+        """
+
+        def change_and_take_back(session: Session) -> T:
+            result = change(session)
+            session.flush()
+            session.rollback()
+            return result
+
+        return self.run(change_and_take_back)
+
     def close(self) -> None:
         """Closes every connection of the pool."""
         self.engine.dispose()
