@@ -175,8 +175,15 @@ def revision_of(text: str, card: str) -> str:
 
 
 def copy_revision(text: str) -> str:
-    """The revision that a signature names."""
-    found = re.search(r'id="copy-revision" value="(\d+)"', text)
+    """The text under work that a signature names."""
+    found = re.search(r'id="copy-revision" value="([0-9a-f-]+/\d+)"', text)
+    assert found is not None
+    return found[1]
+
+
+def version_of(text: str) -> str:
+    """The signed version that an addendum or a retraction names."""
+    found = re.search(r'name="version" value="(\d+)"', text)
     assert found is not None
     return found[1]
 

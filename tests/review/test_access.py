@@ -55,6 +55,7 @@ RULES: dict[str, set[Role]] = {
     f"POST {STUDY}/sentences": WRITES,
     f"POST {STUDY}/sentences/{{sentence_id}}": WRITES,
     f"POST {STUDY}/sign": WRITES,
+    f"POST {STUDY}/sign-correction": WRITES,
     f"POST {STUDY}/start-over": WRITES,
     "POST /oidc/prove/{study_id}": WRITES,
     "GET /admin/queue": RUNS,

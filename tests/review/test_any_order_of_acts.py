@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.core.builders import received
 from tests.review.ward import DESK, Ward, redraft
-from worker.core import outbox, reports, signing, studies
+from worker.core import outbox, reports, seen, signing, studies
 from worker.core.database import Database
 from worker.core.errors import DeliveryRefusedError, Mu2Error
 from worker.core.records import Message, MessageState, ReportVersion, Role, Signature, User, new_id
@@ -83,12 +83,12 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(role=ANYBODY, data=st.data())
     def addend(self, role: Role, data: Any) -> None:
         proof = data.draw(st.sampled_from(self.proofs))
-        self.attempt(signing.addend, role, sentences=["More."], authentication_id=proof)
+        self.attempt(signing.addend, role, sentences=["More."], version=self.ward.version(), authentication_id=proof)
 
     @rule(role=ANYBODY, data=st.data())
     def retract(self, role: Role, data: Any) -> None:
         proof = data.draw(st.sampled_from(self.proofs))
-        self.attempt(signing.retract, role, reason="wrong", authentication_id=proof)
+        self.attempt(signing.retract, role, reason="wrong", version=self.ward.version(), authentication_id=proof)
 
     @rule(role=ANYBODY)
     def save_preliminary(self, role: Role) -> None:
@@ -96,7 +96,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(role=ANYBODY)
     def reject(self, role: Role) -> None:
-        self.attempt(signing.reject, role, reason="wrong")
+        self.attempt(signing.reject, role, revision=self.revision, reason="wrong")
 
     @rule()
     def refuse_and_renew(self) -> None:
@@ -115,7 +115,7 @@ class AnyOrder(RuleBasedStateMachine):
         try:
             with self.database.write() as session:
                 copy = signing.begin_correction(session, self.ward.report_id, self.ward.reader(), DESK)
-                self.revision = copy.revision
+                self.revision = seen.full_revision(copy)
         except Mu2Error:
             pass
 

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from tests.review.builders import SENTENCES, department
 from tests.review.ward import redraft
-from worker.core import editing, redrafts
+from worker.core import editing, redrafts, seen
 from worker.core.database import Database
 from worker.core.editing import Reader
 from worker.core.errors import AccessError, ReportError
@@ -187,7 +187,7 @@ def test_worked_on_copy_survives_a_newer_draft_until_its_reader_starts_over(desk
         copy = editing.open_copy(session, desk.report_id, desk.one)
         assert copy.id == desk.copy_id
         assert editing.newer_draft(session, copy) is not None
-        redrafts.start_over(session, desk.report_id, desk.one)
+        redrafts.start_over(session, desk.report_id, desk.one, revision=seen.full_revision(copy))
     with desk.database.read() as session:
         kept = session.get_one(WorkingSentence, desk.ids[0])
         assert kept.text == "My words."

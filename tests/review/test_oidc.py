@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.review.browser import Browser, needs_chromium
-from tests.review.builders import Department, Reader, accept_all, department, served
+from tests.review.builders import Department, Reader, accept_all, department, served, version_of
 from tests.review.provider import CLIENT, SECRET, Provider
 from worker.core import studies
 from worker.core.database import Database
@@ -117,10 +117,11 @@ def test_fresh_login_at_the_provider_signs_one_report(clinic: Clinic) -> None:
     assert clinic.prove(study_id).url.path == f"/studies/{study_id}"
     asked = clinic.provider.seen[-1]
     assert (asked["prompt"], asked["max_age"]) == ("login", "0")
-    assert clinic.browser.act(f"/studies/{study_id}/sign", revision=revision).status_code == 200
+    signed = clinic.browser.act(f"/studies/{study_id}/sign", revision=revision)
+    assert signed.status_code == 200
     assert clinic.state() is ReportState.FINAL
-    again = clinic.browser.act(f"/studies/{study_id}/addend", text="More.")
-    assert again.status_code == 409  # the proof was used up
+    again = clinic.browser.act(f"/studies/{study_id}/addend", version=version_of(signed.text), text="More.")
+    assert again.status_code == 409 and "prove who you are" in again.text.lower()  # the proof was used up
     with clinic.here.database.read() as session:
         assert len(session.scalars(sa.select(Signature)).all()) == 1
 

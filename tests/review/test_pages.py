@@ -22,6 +22,7 @@ from tests.review.builders import (
     copy_revision,
     revision_of,
     state_of,
+    version_of,
 )
 from worker.core import outbox, studies
 from worker.core.errors import DeliveryRefusedError, NothingToReportError
@@ -96,7 +97,8 @@ def test_next_unread_leaves_the_study_on_the_page_behind(here: Department, reade
     assert f'href="/worklist/next?after={first}"' in reader.get(f"/studies/{first}").text
     assert reader.get(f"/worklist/next?after={first}").headers["location"] == f"/studies/{second}"
     assert reader.get(f"/worklist/next?after={second}").headers["location"] == f"/studies/{first}"
-    reader.act(f"/studies/{second}/reject", reason="motion")
+    revision = copy_revision(reader.get(f"/studies/{second}").text)
+    reader.act(f"/studies/{second}/reject", revision=revision, reason="motion")
     assert reader.get(f"/worklist/next?after={first}").headers["location"] == "/"
 
 
@@ -203,16 +205,17 @@ def test_preliminary_rejection_correction_addendum_and_retraction_by_the_page(he
         f"/studies/{study_id}/sentences/{card}", act="edit", revision=revision_of(text, card), text="Clear lungs."
     )
     text = reader.get(f"/studies/{study_id}").text
-    reader.act(f"/studies/{study_id}/sign", revision=copy_revision(text), password=PASSWORD)
+    text = reader.act(f"/studies/{study_id}/sign-correction", revision=copy_revision(text), password=PASSWORD).text
     assert state_of(here, study_id) is ReportState.CORRECTED
-    reader.act(f"/studies/{study_id}/addend", text="First line.\nSecond line.", password=PASSWORD)
+    lines = "First line.\nSecond line."
+    text = reader.act(f"/studies/{study_id}/addend", version=version_of(text), text=lines, password=PASSWORD).text
     assert state_of(here, study_id) is ReportState.ADDENDED
-    reader.act(f"/studies/{study_id}/retract", reason="wrong patient", password=PASSWORD)
+    reader.act(f"/studies/{study_id}/retract", version=version_of(text), reason="wrong patient", password=PASSWORD)
     assert state_of(here, study_id) is ReportState.RETRACTED
     assert "RETRACTED" in reader.get(f"/studies/{study_id}/print").text
     other = here.drafted(slices=2, accession="A-9")
-    reader.get(f"/studies/{other}")
-    assert reader.act(f"/studies/{other}/reject", reason="motion").status_code == 200
+    revision = copy_revision(reader.get(f"/studies/{other}").text)
+    assert reader.act(f"/studies/{other}/reject", revision=revision, reason="motion").status_code == 200
     assert state_of(here, other) is ReportState.REJECTED
 
 
@@ -357,7 +360,8 @@ def test_evidence_is_off_until_asked_for_and_shows_the_best_slice(here: Departme
     sentence = re.search(r'data-evidence="([0-9a-f-]+)"', text)
     assert sentence is not None
     found = reader.get(f"/studies/{with_heat}/evidence/{sentence[1]}").json()
-    assert found == {"volume": 1, "slice": 12, "faithfulness": 0.42}
+    (volume,) = reader.get(f"/studies/{with_heat}/volumes").json()
+    assert found == {"input": volume["input"], "volume": 1, "slice": 12, "faithfulness": 0.42}
     heat = reader.get(f"/studies/{with_heat}/evidence/{sentence[1]}/axial/12").content
     assert len(heat) == 128 * 128 and max(heat) > 230
     assert reader.get(f"/studies/{without}/evidence/{sentence[1]}").status_code == 404

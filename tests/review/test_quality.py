@@ -7,7 +7,7 @@ import pytest
 
 from tests.review.browser import Browser, Page, cut_or_overlapping, hard_to_read, log_in, needs_chromium, picture
 from tests.review.builders import PASSWORD, SENTENCES, Department, Reader, accept_all, copy_revision
-from worker.core import accounts, editing, signing, studies
+from worker.core import accounts, editing, seen, signing, studies
 from worker.core.records import Study
 from worker.core.report import Assessment, Section
 from worker.results import hl7
@@ -61,7 +61,7 @@ def sign(
                 editing.change(session, row.id, reader, revision=1, assessment=Assessment.REJECTED)
             else:
                 editing.change(session, row.id, reader, revision=1, assessment=Assessment.ACCEPTED)
-        report_id, revision = copy.report_id, copy.revision
+        report_id, revision = copy.report_id, seen.full_revision(copy)
     proof = accounts.prove_by_password(here.database, reader.user_id, PASSWORD, accounts.Lockout(5, 15), study_id)
     with here.database.write() as session:
         desk = signing.Desk.from_settings(here.settings, hl7.write)

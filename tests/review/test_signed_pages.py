@@ -16,6 +16,7 @@ from tests.review.builders import (
     copy_revision,
     revision_of,
     state_of,
+    version_of,
 )
 from worker.core import editing, reports, studies
 from worker.core.records import Stage, Study, StudyStatus
@@ -80,7 +81,8 @@ def test_addendum_and_later_draft_leave_the_difference_to_the_first_draft(here: 
     study_id = here.drafted(slices=2)
     judged_and_signed(reader, study_id)
     redrafted(here, study_id)
-    reader.act(f"/studies/{study_id}/addend", text="Compared with 2024.", password=PASSWORD)
+    seen = version_of(reader.get(f"/studies/{study_id}").text)
+    reader.act(f"/studies/{study_id}/addend", version=seen, text="Compared with 2024.", password=PASSWORD)
     assert state_of(here, study_id) is ReportState.ADDENDED
     text = reader.get(f"/studies/{study_id}").text
     assert differences(text) == ["The lungs are [-clear.-]{+clear of disease.+}"]
@@ -106,7 +108,7 @@ def test_correction_shows_its_difference_to_the_signed_text(here: Department, re
     )
     text = reader.get(f"/studies/{study_id}").text
     assert differences(text) == ["There is a [-12-]{+13+} mm cyst in the left kidney."]
-    reader.act(f"/studies/{study_id}/sign", revision=copy_revision(text), password=PASSWORD)
+    reader.act(f"/studies/{study_id}/sign-correction", revision=copy_revision(text), password=PASSWORD)
     assert state_of(here, study_id) is ReportState.CORRECTED
     assert differences(reader.get(f"/studies/{study_id}").text) == [
         "The lungs are [-clear.-]{+clear of disease.+}",
@@ -117,11 +119,13 @@ def test_correction_shows_its_difference_to_the_signed_text(here: Department, re
 def test_correction_that_was_begun_can_be_left(here: Department, reader: Reader) -> None:
     study_id = here.drafted(slices=2)
     judged_and_signed(reader, study_id)
-    assert "Leave the correction" in reader.act(f"/studies/{study_id}/correct").text
-    text = reader.act(f"/studies/{study_id}/leave-correction").text
+    text = reader.act(f"/studies/{study_id}/correct").text
+    assert "Leave the correction" in text
+    revision = copy_revision(text)
+    text = reader.act(f"/studies/{study_id}/leave-correction", revision=revision).text
     assert "<textarea id=" not in text and "correction in work" not in text and "The signed text stands" in text
     assert state_of(here, study_id) is ReportState.FINAL
-    assert reader.act(f"/studies/{study_id}/leave-correction").status_code == 409
+    assert reader.act(f"/studies/{study_id}/leave-correction", revision=revision).status_code == 409
 
 
 def test_correction_past_its_window_gives_way_to_the_addendum_and_loses_no_word(
@@ -141,25 +145,28 @@ def test_correction_past_its_window_gives_way_to_the_addendum_and_loses_no_word(
     window = timedelta(minutes=here.settings.review.correction_minutes)
     monkeypatch.setattr(studies, "now", lambda: at + window)
     reader.act("/active")
-    answer = reader.act(f"/studies/{study_id}/sign", revision=revision, password=PASSWORD)
+    answer = reader.act(f"/studies/{study_id}/sign-correction", revision=revision, password=PASSWORD)
     if answer.status_code == 401:  # the hour also locked the desk
         reader.act("/unlock", password=PASSWORD)
-        answer = reader.act(f"/studies/{study_id}/sign", revision=revision, password=PASSWORD)
+        answer = reader.act(f"/studies/{study_id}/sign-correction", revision=revision, password=PASSWORD)
     assert answer.status_code == 409 and "addendum" in answer.text
     text = reader.get(f"/studies/{study_id}").text
     assert 'data-opens="addend-dialog"' in text and "Sign correction" not in text and "was not signed in time" in text
     unsigned = text[text.index('class="unsigned"') : text.index('id="section-findings"')]
     assert differences(unsigned)[1] == "[-There is a 12 mm cyst in the left kidney.-]"
     assert "{+Clear+}" in differences(unsigned)[0]
-    reader.act(f"/studies/{study_id}/addend", text="Clear lungs.", password=PASSWORD)
+    seen = version_of(text)
+    unseen = reader.act(f"/studies/{study_id}/addend", version=seen, text="Clear lungs.", password=PASSWORD)
+    assert unseen.status_code == 409  # by a page that did not show what the correction had changed
+    reader.act(f"/studies/{study_id}/addend", version=seen, revision=revision, text="Clear lungs.", password=PASSWORD)
     assert state_of(here, study_id) is ReportState.ADDENDED
     assert "was not signed in time" not in reader.get(f"/studies/{study_id}").text
 
 
 def test_rejected_text_stays_when_the_machine_drafts_again(here: Department, reader: Reader) -> None:
     study_id = here.drafted(slices=2)
-    reader.get(f"/studies/{study_id}")
-    reader.act(f"/studies/{study_id}/reject", reason="motion")
+    revision = copy_revision(reader.get(f"/studies/{study_id}").text)
+    reader.act(f"/studies/{study_id}/reject", revision=revision, reason="motion")
     redrafted(here, study_id)
     text = reader.get(f"/studies/{study_id}").text
     assert SENTENCES[1].text in text and "Reason: motion" in text and "The rejected text stays on record" in text
@@ -170,8 +177,8 @@ def test_draft_made_after_a_rejection_is_read_and_signed_once_a_radiologist_take
     here: Department, reader: Reader, page: str
 ) -> None:
     study_id = here.drafted(slices=2)
-    text = reader.get(f"/studies/{study_id}").text
-    assert reader.act(f"/studies/{study_id}/reject", reason="motion").status_code == 200
+    revision = copy_revision(reader.get(f"/studies/{study_id}").text)
+    assert reader.act(f"/studies/{study_id}/reject", revision=revision, reason="motion").status_code == 200
     assert reader.act(f"/studies/{study_id}/start-over").status_code == 409  # nothing newer is there
     assert study_id not in reader.get("/").text
     assert reader.act(f"/studies/{study_id}/regenerate").status_code == 200
@@ -196,7 +203,8 @@ def test_draft_made_after_a_rejection_is_read_and_signed_once_a_radiologist_take
 def test_retracted_report_is_not_taken_up_again_by_a_newer_draft(here: Department, reader: Reader) -> None:
     study_id = here.drafted(slices=2)
     judged_and_signed(reader, study_id)
-    reader.act(f"/studies/{study_id}/retract", reason="wrong patient", password=PASSWORD)
+    seen = version_of(reader.get(f"/studies/{study_id}").text)
+    reader.act(f"/studies/{study_id}/retract", version=seen, reason="wrong patient", password=PASSWORD)
     redrafted(here, study_id)
     assert "What was decided stands" in reader.get(f"/studies/{study_id}").text
     assert reader.act(f"/studies/{study_id}/start-over").status_code == 409

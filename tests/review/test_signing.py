@@ -13,11 +13,11 @@ from sqlalchemy.exc import DBAPIError
 from tests.core.builders import destination, received, render
 from tests.review.builders import PASSWORD, SENTENCES
 from tests.review.ward import DESK, Ward, redraft
-from worker.core import accounts, audit, editing, reports, signing, studies
+from worker.core import accounts, audit, editing, reports, seen, signing, studies
 from worker.core.database import Database
 from worker.core.errors import AccessError, ReportError, SignatureError, StateError
 from worker.core.records import Report, ReportVersion, Role, Signature, User, new_id
-from worker.core.report import ReportState, Section, canonical_text, text_sha256
+from worker.core.report import Assessment, ReportState, Section, canonical_text, text_sha256
 from worker.core.review_records import Authentication, WorkingCopy
 from worker.core.signing import Desk
 
@@ -164,7 +164,7 @@ def test_proof_signs_once(desk_ward: Ward) -> None:
     proof = desk_ward.proof()
     desk_ward.do(signing.sign, revision=desk_ward.judge_all(), authentication_id=proof)
     with pytest.raises(SignatureError):
-        desk_ward.do(signing.addend, sentences=["More."], authentication_id=proof)
+        desk_ward.do(signing.addend, sentences=["More."], version=desk_ward.version(), authentication_id=proof)
 
 
 def test_old_proof_does_not_sign(desk_ward: Ward) -> None:
@@ -191,18 +191,19 @@ def test_password_typed_for_another_study_does_not_sign(desk_ward: Ward) -> None
         desk_ward.do(signing.sign, revision=desk_ward.judge_all(), authentication_id=proof)
     desk_ward.signed()
     with pytest.raises(SignatureError):
-        desk_ward.do(signing.retract, reason="wrong", authentication_id=proof)
+        desk_ward.do(signing.retract, reason="wrong", version=desk_ward.version(), authentication_id=proof)
 
 
 def test_text_that_changed_since_it_was_shown_is_not_signed(desk_ward: Ward) -> None:
     revision = desk_ward.judge_all()
+    desk_ward.judge_all(Assessment.REJECTED)
     with pytest.raises(StateError, match="changed since"):
-        desk_ward.do(signing.sign, revision=revision - 1, authentication_id=desk_ward.proof())
+        desk_ward.do(signing.sign, revision=revision, authentication_id=desk_ward.proof())
 
 
 def test_untouched_sentence_is_not_signed(desk_ward: Ward) -> None:
     with desk_ward.database.write() as session:
-        revision = editing.open_copy(session, desk_ward.report_id, desk_ward.reader()).revision
+        revision = seen.full_revision(editing.open_copy(session, desk_ward.report_id, desk_ward.reader()))
     with pytest.raises(StateError, match="Not yet judged"):
         desk_ward.do(signing.sign, revision=revision, authentication_id=desk_ward.proof())
 
@@ -223,7 +224,7 @@ def test_correction_inside_the_window_replaces_the_text_and_keeps_the_first(desk
         editing.change(
             session, row.id, desk_ward.reader(), revision=row.revision, text="A 13 mm cyst in the left kidney."
         )
-        revision = copy.revision
+        revision = seen.full_revision(copy)
     assert desk_ward.state() is ReportState.FINAL
     desk_ward.do(signing.correct, revision=revision, authentication_id=desk_ward.proof())
     assert desk_ward.state() is ReportState.CORRECTED
@@ -238,7 +239,13 @@ def test_after_the_window_only_an_addendum_is_possible(desk_ward: Ward) -> None:
     late = Desk(DESK.destinations, render, correction_minutes=-1)
     with pytest.raises(StateError, match="addendum"), desk_ward.database.write() as session:
         signing.begin_correction(session, desk_ward.report_id, desk_ward.reader(), late)
-    desk_ward.do(signing.addend, desk=late, sentences=["Compared with 2024."], authentication_id=desk_ward.proof())
+    desk_ward.do(
+        signing.addend,
+        desk=late,
+        sentences=["Compared with 2024."],
+        version=desk_ward.version(),
+        authentication_id=desk_ward.proof(),
+    )
     assert desk_ward.state() is ReportState.ADDENDED
     with desk_ward.database.read() as session:
         version = editing.of_record(session, desk_ward.report_id)
@@ -247,9 +254,10 @@ def test_after_the_window_only_an_addendum_is_possible(desk_ward: Ward) -> None:
 
 
 def test_rejection_needs_a_reason_and_leaves_nothing_signed(desk_ward: Ward) -> None:
+    revision = desk_ward.judge_all()
     with pytest.raises(ReportError):
-        desk_ward.do(signing.reject, reason="  ")
-    desk_ward.do(signing.reject, reason="Wrong patient position")
+        desk_ward.do(signing.reject, revision=revision, reason="  ")
+    desk_ward.do(signing.reject, revision=revision, reason="Wrong patient position")
     assert desk_ward.state() is ReportState.REJECTED
     with desk_ward.database.read() as session:
         value = reports.to_value(session, editing.of_record(session, desk_ward.report_id).id)
@@ -259,7 +267,9 @@ def test_rejection_needs_a_reason_and_leaves_nothing_signed(desk_ward: Ward) -> 
 
 def test_retraction_withdraws_the_signed_text_under_its_old_signature(desk_ward: Ward) -> None:
     desk_ward.signed()
-    desk_ward.do(signing.retract, reason="Wrong study", authentication_id=desk_ward.proof())
+    desk_ward.do(
+        signing.retract, reason="Wrong study", version=desk_ward.version(), authentication_id=desk_ward.proof()
+    )
     assert desk_ward.state() is ReportState.RETRACTED
     assert desk_ward.messages()[-1] == ("C", True)
     with desk_ward.database.read() as session:

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from tests.core.builders import claimed, destination, draft, render
 from tests.review.builders import SENTENCES, department
-from worker.core import editing, reports, signing, studies
+from worker.core import editing, reports, seen, signing, studies
 from worker.core.database import Database
 from worker.core.editing import Reader
 from worker.core.records import Message, Report, Role, Stage, new_id
@@ -49,13 +49,13 @@ class Ward:
             session.flush()
             return row.id
 
-    def judge_all(self, assessment: Assessment = Assessment.ACCEPTED) -> int:
-        """Judges every sentence; returns the copy's revision."""
+    def judge_all(self, assessment: Assessment = Assessment.ACCEPTED) -> str:
+        """Judges every sentence; returns what an act on this text names."""
         with self.database.write() as session:
             copy = editing.open_copy(session, self.report_id, self.reader())
             for row in list(copy.sentences):
                 editing.change(session, row.id, self.reader(), revision=row.revision, assessment=assessment)
-            return copy.revision
+            return seen.full_revision(copy)
 
     def do(self, act: Any, *arguments: Any, desk: Desk = DESK, role: Role = Role.RADIOLOGIST, **named: Any) -> Any:
         """One act in one transaction."""
@@ -64,6 +64,11 @@ class Ward:
 
     def signed(self) -> None:
         self.do(signing.sign, revision=self.judge_all(), authentication_id=self.proof())
+
+    def version(self) -> int:
+        """The number of the version that stands."""
+        with self.database.read() as session:
+            return editing.of_record(session, self.report_id).number
 
     def state(self) -> ReportState:
         with self.database.read() as session:

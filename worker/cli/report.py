@@ -37,7 +37,7 @@ def retract(
     The radiologist proves who they are by the password, here as on the page. Receivers get W (OBX-11) for the text they
     have; the signed text stays on record. Audited.
     """
-    from worker.core import signing, worklist
+    from worker.core import editing, seen, signing, worklist
     from worker.core.editing import Reader
     from worker.core.errors import NotFoundError
     from worker.results import hl7
@@ -48,13 +48,24 @@ def retract(
             if row.report is None:
                 raise NotFoundError("this study has no report")
             study_id, report_id = row.id, row.report.id
+            standing = editing.of_record(session, report_id)
+            version, revision = standing.number, seen.full_revision(editing.current_copy(session, report_id))
         reason = reason or typer.prompt("Reason", err=True)
-        ask(f"Withdraw the report of study {study_id}?", yes)
+        ask(f"Withdraw the report of study {study_id}, version {version} ({standing.state})?", yes)
         user_id, proof = _prove(settings, database, study_id, reader, password_stdin)
         desk = signing.Desk.from_settings(settings, hl7.write)
         acting = Reader(user_id, origin=actor())
         done = database.run(
-            lambda session: signing.retract(session, report_id, acting, desk, reason=reason, authentication_id=proof)
+            lambda session: signing.retract(
+                session,
+                report_id,
+                acting,
+                desk,
+                reason=reason,
+                version=version,
+                revision=revision,
+                authentication_id=proof,
+            )
         )
     for name, why in done.unwritable.items():
         note(f"No message to {name}: {why}")

@@ -114,17 +114,6 @@ def newer_draft(session: Session, copy: WorkingCopy) -> ReportVersion | None:
     ).one_or_none()
 
 
-def leave_correction(session: Session, report_id: str, reader: Reader) -> None:
-    """Puts a correction that was begun aside, where it stays on record; the signed text stands. Raises as `open_copy`."""
-    user = radiologist(session, reader)
-    report = locked_report(session, report_id)
-    copy = current_copy(session, report_id)
-    if copy is None or report.state in EDITABLE_STATES:
-        raise StateError("no correction is in work; load the page again")
-    copy.closed_at = studies.now()
-    audit.append(session, "leave_correction", actor=user.username, study_id=report.study_id, origin=reader.origin)
-
-
 def begin(session: Session, base: ReportVersion) -> WorkingCopy:
     """A working copy of a version; the caller has seen to it that none is open."""
     at = studies.now()

@@ -7,7 +7,7 @@ lies beside the rejected text until a radiologist begins to read it; what was re
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
-from worker.core import audit, editing, records, studies
+from worker.core import audit, editing, records, seen, studies
 from worker.core.editing import Reader
 from worker.core.errors import StateError
 from worker.core.records import AuthorKind, ReportVersion
@@ -30,15 +30,18 @@ def redrafted() -> sa.ColumnElement[bool]:
 
 
 def can_start_over(session: Session, report: records.Report) -> bool:
-    """Whether `start_over` may begin: while a draft is read, or where a rejected one was followed by another."""
+    """Whether `start_over` may begin: a draft is read, or was rejected, and the machine wrote another since."""
     if report.state is ReportState.REJECTED:
         found = sa.select(records.Report.id).where(records.Report.id == report.id, redrafted())
         return session.scalar(found) is not None
-    return report.state in editing.EDITABLE_STATES
+    copy = editing.current_copy(session, report.id)
+    return (
+        report.state in editing.EDITABLE_STATES and copy is not None and editing.newer_draft(session, copy) is not None
+    )
 
 
-def start_over(session: Session, report_id: str, reader: Reader) -> WorkingCopy:
-    """Puts the working copy aside, where it stays on record, and begins one from the newest draft.
+def start_over(session: Session, report_id: str, reader: Reader, *, revision: str) -> WorkingCopy:
+    """Puts the working copy aside as its reader saw it, where it stays on record, and begins one from the newest draft.
 
     A rejected report is a draft under work again by this act; destinations that were told of the rejection hear of it when
     the new text is saved as preliminary or signed. Raises `AccessError`, or `StateError` for any other decided report.
@@ -48,6 +51,8 @@ def start_over(session: Session, report_id: str, reader: Reader) -> WorkingCopy:
     if not can_start_over(session, report):
         raise StateError(f"the report is {report.state} and no newer draft is there to be read in its place")
     copy = editing.current_copy(session, report_id)
+    if seen.full_revision(copy) != revision:
+        raise StateError("the text was changed since it was shown to you; read the change, then decide")
     if copy is not None:
         copy.closed_at = studies.now()
     left = report.state

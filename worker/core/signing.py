@@ -18,10 +18,9 @@ from datetime import timedelta
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from worker.core import audit, checks, editing, outbox, records, reports, studies
+from worker.core import audit, changed_words, checks, editing, outbox, records, reports, seen, studies
 from worker.core.editing import Reader
 from worker.core.errors import ReportError, SignatureError, StateError
-from worker.core.notices import NOTICES
 from worker.core.records import REASON_LENGTH, AuthorKind, ReportVersion, Signature, User, new_id
 from worker.core.report import SIGNED_STATES, Assessment, Origin, ReportState, Section, Sentence
 from worker.core.review_records import Authentication, Communication, WorkingCopy
@@ -63,9 +62,9 @@ class Done:
 
 
 def sign(
-    session: Session, report_id: str, reader: Reader, desk: Desk, *, revision: int, authentication_id: str
+    session: Session, report_id: str, reader: Reader, desk: Desk, *, revision: str, authentication_id: str
 ) -> Done:
-    """ai_draft or preliminary → final: signs the working copy as the reader saw it (`revision`).
+    """ai_draft or preliminary → final: signs the working copy as the reader saw it (`seen.full_revision`).
 
     Raises `StateError` when the state does not allow it, the copy changed meanwhile or a check blocks, `AccessError` for
     anyone but a radiologist, `SignatureError` without a fresh proof of identity of this very person.
@@ -78,7 +77,7 @@ def sign(
 
 
 def correct(
-    session: Session, report_id: str, reader: Reader, desk: Desk, *, revision: int, authentication_id: str
+    session: Session, report_id: str, reader: Reader, desk: Desk, *, revision: str, authentication_id: str
 ) -> Done:
     """Final or corrected → corrected: signs the corrected working copy, inside the window. Raises as `sign`."""
     user, report = _at_the_desk(session, report_id, reader)
@@ -103,6 +102,14 @@ def begin_correction(session: Session, report_id: str, reader: Reader, desk: Des
     return copy
 
 
+def leave_correction(session: Session, report_id: str, reader: Reader, *, revision: str) -> None:
+    """Puts a correction aside as its reader saw it: it stays on record, the signed text stands. Raises `StateError`."""
+    user, report = _at_the_desk(session, report_id, reader)
+    _require(report, SIGNED_STATES, "left as it was signed")
+    seen.text_under_work(session, report_id, revision).closed_at = studies.now()
+    audit.append(session, "leave_correction", actor=user.username, study_id=report.study_id, origin=reader.origin)
+
+
 def addend(
     session: Session,
     report_id: str,
@@ -110,9 +117,14 @@ def addend(
     desk: Desk,
     *,
     sentences: Sequence[str],
+    version: int,
+    revision: str = "",
     authentication_id: str,
 ) -> Done:
-    """final, corrected or addended → addended: the signed text stands, a signed addendum follows. Raises as `sign`."""
+    """final, corrected or addended → addended: the signed text that the reader saw stands, a signed addendum follows.
+
+    `version` is its number, `revision` the text of a correction that lies beside it unsigned. Raises as `sign`.
+    """
     user, report = _at_the_desk(session, report_id, reader)
     _require(report, SIGNED_STATES, "addended")
     lines = [line for line in map(editing.one_line, sentences) if line]
@@ -128,18 +140,17 @@ def addend(
     ]
     if problems:
         raise StateError("; ".join(problem.title for problem in problems))
-    signed = editing.of_record(session, report_id)
-    _put_copy_aside(session, report_id)
-    version = _add_version(
+    signed = _signed_as_seen(session, report, desk, version, revision)
+    added = _add_version(
         session, report, user, ReportState.ADDENDED, [*map(reports.to_sentence, signed.sentences), *addendum]
     )
-    for old, new in zip(signed.sentences, version.sentences, strict=False):
+    for old, new in zip(signed.sentences, added.sentences, strict=False):
         new.assessed_by, new.assessed_at, new.evidence = old.assessed_by, old.assessed_at, old.evidence
-    _attach_signature(session, version, user, desk, authentication_id)
-    return _finish(session, report, version, user, reader, desk, "addend")
+    _attach_signature(session, added, user, desk, authentication_id)
+    return _finish(session, report, added, user, reader, desk, "addend")
 
 
-def save_preliminary(session: Session, report_id: str, reader: Reader, desk: Desk, *, revision: int) -> Done:
+def save_preliminary(session: Session, report_id: str, reader: Reader, desk: Desk, *, revision: str) -> Done:
     """ai_draft or preliminary → preliminary: the reader says that they read it; every sentence must have been judged."""
     user, report = _at_the_desk(session, report_id, reader)
     _require(report, {ReportState.AI_DRAFT, ReportState.PRELIMINARY}, "saved as preliminary")
@@ -152,37 +163,39 @@ def save_preliminary(session: Session, report_id: str, reader: Reader, desk: Des
     return _finish(session, report, version, user, reader, desk, "save_preliminary")
 
 
-def reject(session: Session, report_id: str, reader: Reader, desk: Desk, *, reason: str) -> Done:
-    """ai_draft or preliminary → rejected, with the reader's reason; the text stays on record."""
+def reject(session: Session, report_id: str, reader: Reader, desk: Desk, *, revision: str, reason: str) -> Done:
+    """ai_draft or preliminary → rejected as the reader saw it, with their reason; the text stays on record."""
     user, report = _at_the_desk(session, report_id, reader)
     _require(report, {ReportState.AI_DRAFT, ReportState.PRELIMINARY}, "rejected")
-    standing = editing.of_record(session, report_id)
-    copy = editing.current_copy(session, report_id)
-    if copy is not None:
-        version = _version_of_copy(session, report, user, copy, ReportState.REJECTED)
-        copy.closed_at, copy.version_id = studies.now(), version.id
-    else:
-        version = _add_version(
-            session, report, user, ReportState.REJECTED, list(map(reports.to_sentence, standing.sentences))
-        )
+    copy = seen.text_under_work(session, report_id, revision)
+    version = _version_of_copy(session, report, user, copy, ReportState.REJECTED)
+    copy.closed_at, copy.version_id = studies.now(), version.id
     version.reason = _reason(reason)
     return _finish(session, report, version, user, reader, desk, "reject")
 
 
 def retract(
-    session: Session, report_id: str, reader: Reader, desk: Desk, *, reason: str, authentication_id: str
+    session: Session,
+    report_id: str,
+    reader: Reader,
+    desk: Desk,
+    *,
+    reason: str,
+    version: int,
+    revision: str = "",
+    authentication_id: str,
 ) -> Done:
-    """final, corrected or addended → retracted, with a reason; it takes a fresh proof of identity, as a signature does."""
+    """final, corrected or addended → retracted, with a reason; it takes a fresh proof of identity, as a signature does.
+
+    `version` and `revision` name what the reader saw, as in `addend`.
+    """
     user, report = _at_the_desk(session, report_id, reader)
     _require(report, SIGNED_STATES, "retracted")
-    signed = editing.of_record(session, report_id)
-    _put_copy_aside(session, report_id)
-    version = _add_version(
-        session, report, user, ReportState.RETRACTED, list(map(reports.to_sentence, signed.sentences))
-    )
-    version.reason = _reason(reason)
-    _use_proof(session, version, user, desk, authentication_id)
-    return _finish(session, report, version, user, reader, desk, "retract")
+    signed = _signed_as_seen(session, report, desk, version, revision)
+    added = _add_version(session, report, user, ReportState.RETRACTED, list(map(reports.to_sentence, signed.sentences)))
+    added.reason = _reason(reason)
+    _use_proof(session, added, user, desk, authentication_id)
+    return _finish(session, report, added, user, reader, desk, "retract")
 
 
 def correctable(session: Session, report: records.Report, desk: Desk) -> bool:
@@ -210,18 +223,23 @@ def _require(report: records.Report, states: frozenset[ReportState] | set[Report
         raise StateError(f"the report is {report.state}; it cannot be {act}")
 
 
-def _copy_as_seen(session: Session, report: records.Report, user: User, revision: int) -> WorkingCopy:
-    copy = editing.current_copy(session, report.id)
-    if copy is None:
-        raise StateError("there is no text under work; load the page again")
-    session.refresh(copy, with_for_update=True)
-    if copy.revision != revision:
-        raise StateError("the text was changed since it was shown to you; read the change, then sign")
+def _copy_as_seen(session: Session, report: records.Report, user: User, revision: str) -> WorkingCopy:
+    copy = seen.text_under_work(session, report.id, revision)
     if editing.conflicts(session, copy.id, user.id):  # the page still shows the reader's own words there
         raise StateError(
             "a sentence was changed elsewhere while you wrote; take your words or leave the others, then sign"
         )
     return copy
+
+
+def _signed_as_seen(session: Session, report: records.Report, desk: Desk, version: int, revision: str) -> ReportVersion:
+    """The signed text as its reader saw it; what a correction had changed when its time was over is put aside."""
+    open_to_correction = correctable(session, report, desk)
+    signed = seen.signed_text(session, report.id, version, revision, correctable=open_to_correction)
+    copy = editing.current_copy(session, report.id)
+    if copy is not None:
+        copy.closed_at = studies.now()
+    return signed
 
 
 def _sentences(copy: WorkingCopy) -> list[Sentence]:
@@ -256,7 +274,7 @@ def _sign_copy(
     _attach_signature(session, version, user, desk, authentication_id)
     copy.closed_at, copy.version_id = studies.now(), version.id
     if state is ReportState.FINAL:
-        copy.words_drafted, copy.words_changed = _word_counts(copy)
+        copy.words_drafted, copy.words_changed = changed_words.counts(copy)
     return _finish(session, report, version, user, reader, desk, "sign" if state is ReportState.FINAL else "correct")
 
 
@@ -329,12 +347,6 @@ def _use_proof(session: Session, version: ReportVersion, user: User, desk: Desk,
     session.flush()
 
 
-def _put_copy_aside(session: Session, report_id: str) -> None:
-    copy = editing.current_copy(session, report_id)
-    if copy is not None:
-        copy.closed_at = studies.now()
-
-
 def _finish(
     session: Session,
     report: records.Report,
@@ -377,20 +389,3 @@ def _reason(text: str) -> str:
     if len(line) > REASON_LENGTH:
         raise ReportError(f"a reason has at most {REASON_LENGTH} characters")
     return line
-
-
-def _word_counts(copy: WorkingCopy) -> tuple[int, int]:
-    drafted = [row.text for row in copy.base.sentences if row.origin is Origin.MACHINE]
-    signed = [row.text for row in editing.written(copy) if row.assessment is not Assessment.REJECTED]
-    words = [[word for text in texts if text not in NOTICES for word in text.split()] for texts in (drafted, signed)]
-    return len(words[0]), edit_distance(words[0], words[1])
-
-
-def edit_distance(old: Sequence[str], new: Sequence[str]) -> int:
-    """Words to insert, delete or replace to make one text the other (Levenshtein)."""
-    row = list(range(len(new) + 1))
-    for i, a in enumerate(old, start=1):
-        above, row[0] = row[0], i
-        for j, b in enumerate(new, start=1):
-            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (a != b))
-    return row[-1]

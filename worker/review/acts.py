@@ -14,17 +14,16 @@ from sqlalchemy.orm import Session
 from worker import queues
 from worker.core import accounts, audit, editing, signing, studies, worklist
 from worker.core.errors import AccessError, ReportError, SignatureError, StateError
-from worker.core.report import ReportState
 from worker.core.signing import Done
 from worker.review.access import Login, OfficeOf, RadiologistLogin
 from worker.review.desk import Office
+from worker.review.sentences import Revision
 from worker.review.study import find, find_report, report_side
 
 router = APIRouter(prefix="/studies/{study_id}")
 Password = Annotated[str, Form(max_length=accounts.LONGEST_PASSWORD)]
 Reason = Annotated[str, Form(max_length=2000)]
-Revision = Annotated[int, Form(ge=0)]
-SIGNED = {ReportState.FINAL, ReportState.CORRECTED}
+Version = Annotated[int, Form(ge=1)]
 
 
 @router.post("/sign")
@@ -36,14 +35,31 @@ def sign(
     revision: Revision,
     password: Password = "",
 ) -> Response:
-    """Signs the text as it was shown, or its correction; needs a proof of identity made for this very act."""
+    """Signs the text as it was shown; needs a proof of identity made for this very act."""
 
     def act(session: Session, proof: str) -> Done:
         report = find_report(session, study_id)
-        chosen = signing.correct if report.state in SIGNED else signing.sign
-        return chosen(session, report.id, login.reader, found.desk, revision=revision, authentication_id=proof)
+        return signing.sign(session, report.id, login.reader, found.desk, revision=revision, authentication_id=proof)
 
     return _proven(found, login, study_id, after, password, act, "Signed.")
+
+
+@router.post("/sign-correction")
+def sign_correction(
+    study_id: str,
+    found: OfficeOf,
+    login: RadiologistLogin,
+    after: BackgroundTasks,
+    revision: Revision,
+    password: Password = "",
+) -> Response:
+    """Signs the correction of a signed text as it was shown."""
+
+    def act(session: Session, proof: str) -> Done:
+        report = find_report(session, study_id)
+        return signing.correct(session, report.id, login.reader, found.desk, revision=revision, authentication_id=proof)
+
+    return _proven(found, login, study_id, after, password, act, "The correction is signed.")
 
 
 @router.post("/addend")
@@ -52,6 +68,8 @@ def addend(
     found: OfficeOf,
     login: RadiologistLogin,
     after: BackgroundTasks,
+    version: Version,
+    revision: Revision = "",
     text: Annotated[str, Form(max_length=8000)] = "",
     password: Password = "",
 ) -> Response:
@@ -60,7 +78,14 @@ def addend(
     def act(session: Session, proof: str) -> Done:
         report = find_report(session, study_id)
         return signing.addend(
-            session, report.id, login.reader, found.desk, sentences=text.splitlines(), authentication_id=proof
+            session,
+            report.id,
+            login.reader,
+            found.desk,
+            sentences=text.splitlines(),
+            version=version,
+            revision=revision,
+            authentication_id=proof,
         )
 
     return _proven(found, login, study_id, after, password, act, "The addendum is signed.")
@@ -72,6 +97,8 @@ def retract(
     found: OfficeOf,
     login: RadiologistLogin,
     after: BackgroundTasks,
+    version: Version,
+    revision: Revision = "",
     reason: Reason = "",
     password: Password = "",
 ) -> Response:
@@ -79,7 +106,16 @@ def retract(
 
     def act(session: Session, proof: str) -> Done:
         report = find_report(session, study_id)
-        return signing.retract(session, report.id, login.reader, found.desk, reason=reason, authentication_id=proof)
+        return signing.retract(
+            session,
+            report.id,
+            login.reader,
+            found.desk,
+            reason=reason,
+            version=version,
+            revision=revision,
+            authentication_id=proof,
+        )
 
     return _proven(found, login, study_id, after, password, act, "The report is retracted.")
 
@@ -99,12 +135,18 @@ def save_preliminary(
 
 @router.post("/reject")
 def reject(
-    study_id: str, found: OfficeOf, login: RadiologistLogin, after: BackgroundTasks, reason: Reason = ""
+    study_id: str,
+    found: OfficeOf,
+    login: RadiologistLogin,
+    after: BackgroundTasks,
+    revision: Revision,
+    reason: Reason = "",
 ) -> Response:
-    """Refuses the draft, with the reason."""
+    """Refuses the draft as it was shown, with the reason."""
 
     def act(session: Session) -> Done:
-        return signing.reject(session, find_report(session, study_id).id, login.reader, found.desk, reason=reason)
+        report = find_report(session, study_id)
+        return signing.reject(session, report.id, login.reader, found.desk, revision=revision, reason=reason)
 
     return _done(found, login, study_id, after, act, "The draft is rejected.")
 
@@ -121,11 +163,11 @@ def begin_correction(study_id: str, found: OfficeOf, login: RadiologistLogin) ->
 
 
 @router.post("/leave-correction")
-def leave_correction(study_id: str, found: OfficeOf, login: RadiologistLogin) -> Response:
-    """Puts a correction that was begun aside: the signed text stands."""
+def leave_correction(study_id: str, found: OfficeOf, login: RadiologistLogin, revision: Revision) -> Response:
+    """Puts a correction aside as it was shown: the signed text stands."""
 
     def work(session: Session) -> Response:
-        editing.leave_correction(session, find_report(session, study_id).id, login.reader)
+        signing.leave_correction(session, find_report(session, study_id).id, login.reader, revision=revision)
         return report_side(session, found, login, study_id, notice="The signed text stands as it was.")
 
     return found.database.run(work)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from worker.core import checks, editing, records, redrafts, reports, signing
+from worker.core import checks, editing, records, redrafts, reports, seen, signing
 from worker.core.checks import Problem
 from worker.core.errors import StateError
 from worker.core.records import AuthorKind, ReportVersion
@@ -72,6 +72,7 @@ class Panel:
     state: ReportState
     version: ReportVersion
     copy: WorkingCopy | None
+    revision: str  # what an act on this page names as seen (`seen.full_revision`)
     editable: bool
     cards: tuple[Card, ...]
     problems: tuple[Problem, ...]
@@ -152,6 +153,7 @@ def build(session: Session, report: records.Report, login: Login, desk: Desk, se
         state=report.state,
         version=version,
         copy=copy,
+        revision=seen.full_revision(copy or lapsed),
         editable=copy is not None,
         cards=cards,
         problems=problems,

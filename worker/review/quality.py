@@ -13,11 +13,11 @@ from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
 from worker.core import studies
+from worker.core.changed_words import edit_distance
 from worker.core.notices import NOTICES
 from worker.core.records import Report, ReportVersion, Sentence, Signature
 from worker.core.report import Assessment, Origin, ReportState, Section
 from worker.core.review_records import WorkingCopy, WorkingSentence
-from worker.core.signing import edit_distance
 from worker.review.access import AuditorLogin, OfficeOf
 from worker.review.pages import render
 

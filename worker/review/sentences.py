@@ -20,6 +20,7 @@ from worker.review.pages import render
 from worker.review.study import find_report, report_side
 
 router = APIRouter(prefix="/studies/{study_id}")
+Revision = Annotated[str, Form(max_length=64)]  # of the whole text that the page showed: `seen.full_revision`
 LONGEST_FIELD = 8000  # of a form; the core says how long a sentence may be
 
 
@@ -123,12 +124,12 @@ def settle(
 
 
 @router.post("/start-over")
-def start_over(study_id: str, found: OfficeOf, login: RadiologistLogin) -> Response:
+def start_over(study_id: str, found: OfficeOf, login: RadiologistLogin, revision: Revision = "") -> Response:
     """Puts the working copy aside and begins one from the newest draft."""
 
     def work(session: Session) -> Response:
         report = find_report(session, study_id)
-        redrafts.start_over(session, report.id, login.reader)
+        redrafts.start_over(session, report.id, login.reader, revision=revision)
         return report_side(
             session, found, login, study_id, notice="The newest draft is shown; the text before stays on record."
         )

@@ -193,12 +193,12 @@ document.body.addEventListener("htmx:afterRequest", (event) => {
   if (event.detail.elt.id === "live" && event.detail.successful && event.detail.requestConfig.verb === "get" && side()) compare(event.detail.xhr.responseText);
 });
 
-// What is signed is what the server has: nobody signs while words on the screen have not reached it.
+// What is decided is what the server has: nobody signs or puts a text away while words on the screen have not reached it.
 function waitsForWords(path) {
-  if (!/\/(sign|preliminary)$/.test(path) || !document.querySelector("textarea[data-unsaved]")) return false;
+  if (!/\/(sign|sign-correction|preliminary|reject|leave-correction|start-over)$/.test(path) || !document.querySelector("textarea[data-unsaved]")) return false;
   sendUnsaved();
   document.querySelectorAll("dialog[open]").forEach((dialog) => dialog.close());
-  toast("Words that you wrote were not saved yet; they are being saved now. Read the report once more, then sign.");
+  toast("Words that you wrote were not saved yet; they are being saved now. Read the report once more, then decide.");
   return true;
 }
 
