@@ -15,26 +15,39 @@ from isal import igzip
 from isal.isal_zlib import IsalError
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from mu2_model.errors import VolumeError
 from mu2_model.volume_grid import Matrix
 
 IJK_TO_KJI = [2, 1, 0, 3]
+# What nibabel and the decompressors raise for a file that is cut off or damaged, in its header or behind it.
+UNREADABLE: tuple[type[Exception], ...] = (  # type: ignore[assignment]
+    ImageFileError,
+    HeaderDataError,
+    EOFError,
+    OSError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    ZlibError,
+    IsalError,
+)
 TRAILING_BYTES = READ_BYTES = 1 << 20
 
 
 def load_nifti(path: Path | str) -> tuple[NDArray[Any], Matrix]:
     """The array (slice, row, column) and its affine to RAS millimetres; .nii and .nii.gz.
 
-    Raises VolumeError for a file that is no NIfTI, is cut off, holds several volumes or has no orientation.
+    Raises VolumeError for a file that is no NIfTI, is cut off or damaged, holds several volumes or has no orientation.
     """
     name = Path(path).name
     try:
         image: Any = nibabel.load(path)
         is_nifti = isinstance(image, nibabel.Nifti1Pair)
         array = read_voxels(image) if is_nifti else np.empty(0)
-    except (ImageFileError, EOFError, OSError, ValueError, MemoryError, ZlibError, IsalError) as error:  # type: ignore[misc]
+    except UNREADABLE as error:
         raise VolumeError(f"{name} is not a readable NIfTI file: {error}") from error
     if not is_nifti:
         raise VolumeError(f"{name} is a {type(image).__name__}, not a NIfTI file")

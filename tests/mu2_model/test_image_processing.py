@@ -281,6 +281,27 @@ def test_a_nifti_file_with_fewer_voxels_than_its_header_says_is_refused(
         load_nifti(tmp_path / "ct.nii.gz")
 
 
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *((70, np.array(code, "<i2")) for code in (999, 0, 1, 1536, 2048, -4)),  # datatype
+        *((108, np.array(offset, "<f4")) for offset in (np.inf, np.nan, -500, 1e30)),  # vox_offset
+        *((112, np.array((2, inter), "<f4")) for inter in (np.nan, np.inf)),  # scl_slope, scl_inter
+        *((40, np.array(axes, "<i2")) for axes in (-3, 0, 8)),  # dim[0]
+        *((42, np.array(sides, "<i2")) for sides in ((-5,), (-96, -80))),  # dim[1], dim[2]
+    ],
+)
+def test_a_nifti_file_with_a_damaged_header_is_refused(place: int, value: NDArray, suffix: str, tmp_path: Path) -> None:
+    save_nifti(tmp_path / "whole.nii", body(), affine())
+    content = bytearray((tmp_path / "whole.nii").read_bytes())
+    content[place : place + value.nbytes] = value.tobytes()
+    pack = gzip.compress if suffix.endswith(".gz") else bytes
+    (tmp_path / f"ct{suffix}").write_bytes(pack(bytes(content)))
+    with pytest.raises(VolumeError, match=r"not a readable NIfTI file|not one volume"):
+        load_nifti(tmp_path / f"ct{suffix}")
+
+
 @pytest.mark.parametrize("dtype", ["<i2", ">i2", "<f4", "<u1"])
 def test_a_compressed_nifti_file_gives_what_the_plain_one_gives(dtype: str, tmp_path: Path) -> None:
     array = (body() / 8).astype(dtype)
