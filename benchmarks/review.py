@@ -91,6 +91,7 @@ def start(folder: Path, port: int) -> subprocess.Popen[bytes]:
     environment |= {
         "MU2_HOME": str(folder),
         "MU2_REVIEW__PORT": str(port),
+        "MU2_REVIEW__METRICS_PORT": "0",
         "MU2_LOG__LEVEL": "error",
         "MU2_CONFIG": os.devnull,
         "PYTHONPATH": str(ROOT),

@@ -27,8 +27,8 @@ COPY --from=build /opt/mu2 /opt/mu2
 ENV PATH=/opt/mu2/bin:$PATH PYTHONUNBUFFERED=1 MU2_HOME=/var/lib/mu2 MU2_STORE__URL=/srv/mu2/store
 WORKDIR /var/lib/mu2
 USER mu2
-EXPOSE 8080
+EXPOSE 8080 9103
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=4 \
-    CMD ["python", "-c", "import ssl, urllib.request; urllib.request.urlopen('https://127.0.0.1:8080/livez', timeout=4, context=ssl._create_unverified_context())"]
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9103/readyz', timeout=4)"]
 STOPSIGNAL SIGTERM
 CMD ["mu2", "review"]

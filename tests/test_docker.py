@@ -28,7 +28,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
 DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
 PINNED = re.compile(r"[\w./-]+:\d+\.\d+(\.\d+)?[\w.-]*")
-URL = re.compile(r"https?://127\.0\.0\.1:(\d+)/(?:readyz|livez)")
+URL = re.compile(r"http://127\.0\.0\.1:(\d+)/readyz")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 PACKAGES = ("worker", "dicom_listener", "mu2_model", "training", "migrations")
@@ -334,7 +334,10 @@ def test_every_queue_is_served_once() -> None:
     assert sorted(served) == sorted(queues.QUEUES)
 
 
-@pytest.mark.parametrize(("name", "group"), [("listener", "dicom"), ("worker-cpu", "worker"), ("worker-gpu", "worker")])
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [("listener", "dicom"), ("worker-cpu", "worker"), ("worker-gpu", "worker"), ("review", "review")],
+)
 def test_health_checks_and_ports_match_the_settings(
     name: str, group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,7 +351,7 @@ def test_health_checks_and_ports_match_the_settings(
         assert OURS[name]["ports"] == [f"{loaded.dicom.port}:{loaded.dicom.port}"]
         assert loaded.dicom.host == "0.0.0.0"
     else:
-        assert "ports" not in OURS[name]
+        assert str(port) not in " ".join(OURS[name].get("ports", []))
     assert getattr(loaded, group).metrics_host == "0.0.0.0"
 
 
@@ -356,9 +359,7 @@ def test_the_review_page_speaks_tls_on_the_port_that_is_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = settings_of(OURS["review"], tmp_path, monkeypatch)
-    health = " ".join(OURS["review"]["healthcheck"]["test"])
     assert loaded.review.tls_certificate is not None and loaded.review.tls_key is not None
-    assert [int(port) for port in URL.findall(health)] == [loaded.review.port]
     assert OURS["review"]["ports"] == [f"443:{loaded.review.port}"]
 
 

@@ -58,15 +58,9 @@ def listener_service(settings: Settings) -> Service:
 
 def review_service(settings: Settings) -> Service:
     """The review page."""
-    host, port, tls = settings.review.host, settings.review.port, settings.review.tls_certificate is not None
+    host, port = settings.review.metrics_host, settings.review.metrics_port
     command = (sys.executable, "-m", "worker", "review")
-    return Service(
-        "review",
-        command,
-        environment(settings),
-        REVIEW_STOP_SECONDS,
-        lambda pid: answers(host, port, pid, "/livez", tls=tls),
-    )
+    return Service("review", command, environment(settings), REVIEW_STOP_SECONDS, lambda pid: answers(host, port, pid))
 
 
 def with_chosen_ports(settings: Settings) -> Settings:
@@ -79,7 +73,12 @@ def with_chosen_ports(settings: Settings) -> Settings:
         }
     )
     worker = settings.worker.model_copy(update={"metrics_port": settings.worker.metrics_port or free_port()})
-    review = settings.review.model_copy(update={"port": settings.review.port or free_port()})
+    review = settings.review.model_copy(
+        update={
+            "port": settings.review.port or free_port(),
+            "metrics_port": settings.review.metrics_port or free_port(),
+        }
+    )
     return settings.model_copy(
         update={"home": settings.home.resolve(), "dicom": dicom, "worker": worker, "review": review}
     )

@@ -23,7 +23,7 @@ READY_SECONDS = 60.0
 
 @pytest.fixture
 def variables(tmp_path: Path) -> dict[str, str]:
-    names = ("DICOM__PORT", "DICOM__METRICS_PORT", "WORKER__METRICS_PORT", "REVIEW__PORT")
+    names = ("DICOM__PORT", "DICOM__METRICS_PORT", "WORKER__METRICS_PORT", "REVIEW__PORT", "REVIEW__METRICS_PORT")
     ports = {name: str(free_port()) for name in names}
     return {**{f"MU2_{name}": port for name, port in ports.items()}, "MU2_MODEL__REPORTER": "fake"}
 

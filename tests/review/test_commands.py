@@ -18,6 +18,7 @@ from worker.cli import app
 from worker.core import accounts, studies
 from worker.core import settings as settings_module
 from worker.core.database import Database
+from worker.core.health import PROCESS_HEADER
 from worker.core.records import AuditEvent, Role
 from worker.core.review_records import WebSession
 from worker.core.settings import ReviewSettings
@@ -80,9 +81,11 @@ def test_page_refuses_to_send_passwords_in_clear_over_the_network() -> None:
 
 
 def test_review_answers_on_its_port_and_stops_when_told(sqlite_database: Database, tmp_path: Path) -> None:
-    port = free_port()
+    port, health = free_port(), free_port()
+    (tmp_path / "store").mkdir()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MU2_")}
-    environment |= {"MU2_HOME": str(tmp_path), "MU2_REVIEW__PORT": str(port), "MU2_CONFIG": os.devnull}
+    environment |= {"MU2_HOME": str(tmp_path), "MU2_CONFIG": os.devnull}
+    environment |= {"MU2_REVIEW__PORT": str(port), "MU2_REVIEW__METRICS_PORT": str(health)}
     process = subprocess.Popen(
         [sys.executable, "-m", "worker", "review"], env=environment, stderr=subprocess.PIPE, text=True
     )
@@ -91,6 +94,8 @@ def test_review_answers_on_its_port_and_stops_when_told(sqlite_database: Databas
         while True:
             try:
                 assert httpx.get(f"http://127.0.0.1:{port}/livez").json() == {"alive": True}
+                ready = httpx.get(f"http://127.0.0.1:{health}/readyz")
+                assert (ready.status_code, ready.headers[PROCESS_HEADER]) == (200, str(process.pid))
                 break
             except httpx.TransportError:
                 assert process.poll() is None and time.monotonic() < deadline

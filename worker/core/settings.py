@@ -297,6 +297,10 @@ class ReviewSettings(_Group):
     oidc_client_id: str = Field("", description="Client id of this page at the provider.")
     oidc_client_secret: SecretStr = Field(SecretStr(""), description="Client secret of this page at the provider.")
     oidc_username_claim: str = Field("preferred_username", description="Claim that holds the account's user name.")
+    metrics_host: str = Field("127.0.0.1", description="Address of /livez, /readyz and /metrics of the review page.")
+    metrics_port: Port = Field(
+        9103, description="Port of /livez, /readyz and /metrics of the review page; 0 takes a free one."
+    )
 
     @model_validator(mode="after")
     def _is_encrypted(self) -> Self:

@@ -80,7 +80,7 @@ def _settings(base: Settings, home: Path, receiver_port: int) -> Settings:
             "database": DatabaseSettings(),
             "model": base.model.model_copy(update={"allow_not_clinical": True}),  # its receiver is the demo's own
             "hl7": Hl7Settings(destinations=(receiver,), assigning_authority="DEMO"),
-            "review": ReviewSettings(port=0),
+            "review": ReviewSettings(port=0, metrics_port=0),
             "worker": base.worker.model_copy(update={"metrics_port": 0, "metrics_host": "127.0.0.1"}),
         }
     )

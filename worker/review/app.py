@@ -2,7 +2,8 @@
 
 import importlib.util
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from worker.review import acts, admin, events, login, oidc, pixels, quality, sen
 from worker.review.access import ForbiddenError, LoginRequiredError, SessionLockedError
 from worker.review.desk import Office, Ring
 from worker.review.live import Hub
+from worker.review.metrics import Metrics
 from worker.review.pages import error_page, make_templates
 from worker.review.slices import Looks, SliceCache
 
@@ -62,6 +64,7 @@ def create_app(settings: Settings, database: Database, ring: Ring) -> FastAPI:
         templates=make_templates(settings),
         slices=SliceCache(settings.review.slice_cache_mib),
         hub=hub,
+        metrics=Metrics(lambda: hub.listeners),
         looks=Looks(),
         ring_queue=ring,
     )
@@ -81,9 +84,11 @@ def create_app(settings: Settings, database: Database, ring: Ring) -> FastAPI:
         app.include_router(part.router)
     app.add_api_route("/livez", alive, methods=["GET"])
     app.add_api_route("/static/htmx.js", htmx, methods=["GET"])
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    files = StaticFiles(directory=STATIC)
+    app.mount("/static", files, name="static")
     _add_error_pages(app)
-    app.add_middleware(Door, headers=security_headers(settings.review))
+    plain: dict[object, str] = {pixels.SLICE_ROUTE.endpoint: pixels.SLICE_ROUTE.path, files: "/static"}
+    app.add_middleware(Door, headers=security_headers(settings.review), metrics=found.metrics, plain_routes=plain)
     return app
 
 
@@ -135,23 +140,36 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class Door:
-    """The outermost layer: adds the headers, refuses endless bodies, turns a surprise into a page that says nothing."""
+    """The outermost layer: adds the headers, counts, refuses endless bodies, turns a surprise into a page that says nothing.
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], headers: list[tuple[bytes, bytes]]):
+    `plain_routes` are the templates of the endpoints that FastAPI does not route and leaves unnamed in the scope.
+    """
+
+    def __init__(
+        self,
+        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        headers: list[tuple[bytes, bytes]],
+        metrics: Metrics,
+        plain_routes: Mapping[object, str],
+    ) -> None:
         self._app = app
         self._headers = headers
+        self._metrics = metrics
+        self._plain_routes = plain_routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
+        started, began = False, time.perf_counter()
 
         async def send_with_headers(message: MutableMapping[str, Any]) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
+                seconds = time.perf_counter() - began
+                self._metrics.answered(scope["method"], self._template(scope), message["status"], seconds)
                 names = {name.lower() for name, _ in message["headers"]}
                 message["headers"] = [*message["headers"], *self._headers]
                 if b"cache-control" not in names:
@@ -168,6 +186,11 @@ class Door:
             if started:
                 raise
             await error_page(500, "Something went wrong here. It is in the log.")(scope, receive, send_with_headers)
+
+    def _template(self, scope: Scope) -> str:
+        if "route" in scope:
+            return str(scope["route"].path)
+        return self._plain_routes.get(scope.get("endpoint"), "none")
 
 
 def _too_long(scope: Scope) -> bool:

@@ -14,6 +14,7 @@ from worker.core.settings import Settings
 from worker.core.signing import Desk
 from worker.results import hl7
 from worker.review.live import Hub
+from worker.review.metrics import Metrics
 from worker.review.slices import Looks, SliceCache
 
 log = structlog.get_logger(__name__)
@@ -31,6 +32,7 @@ class Office:
     templates: Environment
     slices: SliceCache
     hub: Hub
+    metrics: Metrics
     looks: Looks = field(repr=False)  # its keys are cookies
     ring_queue: Ring = field(repr=False)
 

@@ -37,6 +37,11 @@ class Hub:
         self._open: frozenset[tuple[str, str]] = frozenset()
         self._closing = asyncio.Event()
 
+    @property
+    def listeners(self) -> int:
+        """How many pages listen now."""
+        return len(self._subscribers)
+
     async def run(self) -> None:
         """Looks until `close`; an absent database is waited for."""
         since = studies.now()
