@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tests.end_to_end.running_services import run_mu2, write_study
 from worker.demo import study as demo_study
 
 FAKE = {"MU2_MODEL__REPORTER": "fake"}
+DEADLINE_SECONDS = 100  # a demo takes a tenth of it
 
 
 @pytest.fixture
@@ -46,6 +48,19 @@ def test_demo_leaves_nothing_behind(tmp_path: Path, scratch: dict[str, str]) -> 
     assert re.search(r"No draft: the study is skipped.*\n.*12", result.stdout)
     assert list(Path(scratch["TMPDIR"]).iterdir()) == []
     assert not any(scratch["TMPDIR"] in line for line in _command_lines())
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
+def test_demo_waits_only_for_studies_of_which_something_was_accepted(tmp_path: Path, scratch: dict[str, str]) -> None:
+    write_study(tmp_path / "study" / "good")
+    write_study(tmp_path / "study" / "refused", slices=1, StudyInstanceUID="1.2.x.5")
+    began = time.monotonic()
+    result = run_mu2("demo", "--study", str(tmp_path / "study"), "--deadline", str(DEADLINE_SECONDS), **scratch)
+
+    assert result.returncode == 1
+    assert "1 objects: status 0xC212, Study or Series Instance UID is not a UID" in result.stdout
+    assert "Draft, version 1" in result.stdout and "Not every study arrived; see the refusals above." in result.stdout
+    assert time.monotonic() - began < DEADLINE_SECONDS
 
 
 def test_demo_refuses_a_folder_without_dicom_before_it_starts_anything(tmp_path: Path) -> None:

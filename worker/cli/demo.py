@@ -78,6 +78,7 @@ class _Run:
         self._deadline = deadline
         self._began = time.monotonic()
         self._study_uids = sorted({o.study_uid for o in content.objects if o.study_uid})
+        self._arriving: set[str] = set()  # those of which something was accepted
 
     def send(self) -> None:
         """Sends the folder and says what was refused."""
@@ -96,17 +97,18 @@ class _Run:
                 called_ae=dicom.ae_title,
                 progress=lambda done: status.update(f"{done} of {len(objects)} objects sent"),
             )
+        self._arriving = sent.study_uids
         self._line("sent", f"{sent.accepted} accepted, {sent.bytes / 1e6:.1f} MB in {sent.seconds:.2f} s")
         for reason, count in sorted(sent.refused.items()):
             self._line("refused", f"{count} objects: {reason}")
 
     def watch(self) -> None:
-        """Shows each change of state as it happens."""
+        """Shows each change of state as it happens, of every study of which something was accepted."""
         from worker.demo import journey
 
         several = len(self._study_uids) > 1
         with self._console.status("") as status:
-            steps = journey.follow(self._parts.database, self._study_uids, self._deadline, self._parts.supervisor.check)
+            steps = journey.follow(self._parts.database, self._arriving, self._deadline, self._parts.supervisor.check)
             for step in steps:
                 name = f"{step.study_id[:_SHORT_ID]}  " if several else ""
                 self._line(str(step.status), name + step.note)

@@ -58,7 +58,8 @@ class Sent:
     seconds: float = 0.0
     accepted: int = 0
     bytes: int = 0
-    refused: Counter[str] = field(default_factory=Counter)  # by status or reason
+    study_uids: set[Phi] = field(default_factory=set)  # of what was accepted
+    refused: Counter[str] = field(default_factory=Counter)  # by status and the listener's comment, or by reason
 
 
 def read_folder(folder: Path) -> Folder:
@@ -169,5 +170,7 @@ def _send_one(association: Association, outgoing: Outgoing, sent: Sent) -> None:
     if status == SUCCESS:
         sent.accepted += 1
         sent.bytes += outgoing.size_bytes
+        sent.study_uids.add(outgoing.study_uid)
     else:
-        sent.refused[f"status 0x{status:04X}"] += 1
+        comment = answer.get("ErrorComment", "")
+        sent.refused[f"status 0x{status:04X}" + (f", {comment}" if comment else "")] += 1
