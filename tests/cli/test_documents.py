@@ -14,6 +14,7 @@ from tests.settings_table import settings_of
 from worker.cli import app
 from worker.core.settings import Settings
 from worker.metrics import Metrics as WorkerMetrics
+from worker.review.metrics import Metrics as ReviewMetrics
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "worker" / "README.md", ROOT / "docs" / "operations.md"]
@@ -94,30 +95,32 @@ def test_every_setting_of_a_document_exists(path: Path) -> None:
 
 
 def test_every_metric_that_operations_alert_on_exists() -> None:
+    registries = [ListenerMetrics().registry, WorkerMetrics().registry, ReviewMetrics(lambda: 0).registry]
     exported = {
         sample.name
-        for registry in (ListenerMetrics().registry, WorkerMetrics().registry)
+        for registry in registries
         for family in registry.collect()
         for sample in family.samples
     } | {
         f"{family.name}_total" if family.type == "counter" else family.name
-        for registry in (ListenerMetrics().registry, WorkerMetrics().registry)
+        for registry in registries
         for family in registry.collect()
     }
     named = set(re.findall(r"`(mu2_[a-z_]+)", (ROOT / "docs" / "operations.md").read_text()))
     assert named and named <= exported
 
 
-def strings(*path: str) -> set[str]:
-    """The string constants of a module: an outcome that is counted stands among them."""
+def constants(*path: str) -> set[str]:
+    """The constants of a module as text: an outcome or a status that is counted stands among them."""
     tree = ast.parse(ROOT.joinpath(*path).read_text())
-    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return {str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant)}
 
 
 def test_every_label_that_operations_alert_on_has_such_values() -> None:
     written = {
-        ("mu2_messages_total", "outcome"): strings("worker", "senders.py"),
-        ("mu2_stage_outcomes_total", "outcome"): strings("worker", "tasks.py"),
+        ("mu2_messages_total", "outcome"): constants("worker", "senders.py"),
+        ("mu2_stage_outcomes_total", "outcome"): constants("worker", "tasks.py"),
+        ("mu2_review_requests_total", "status"): constants("worker", "review", "app.py"),
         ("mu2_dicom_instances_total", "status"): {status.name.lower() for status in Status},
     }
     text = (ROOT / "docs" / "operations.md").read_text()
