@@ -141,9 +141,10 @@ class Mu2Model(Mu2PreTrainedModel):
         """Encode volumes under their questions; `pooler_output` (B, Q, H) are the visual tokens for the prompt.
 
         `pixel_values` (B, C, channels, D, H, W) float, `question_ids` and `question_attention_mask` (B, T),
-        `chunk_mask` (B, C) bool, False for chunks that hold no slice. Raises ValueError for a volume without a chunk or a
-        question without a token.
+        `chunk_mask` (B, C) bool, False for chunks that hold no slice. Raises ValueError for a volume without a chunk, a
+        question without a token, or numbers of volumes and questions that differ.
         """
+        check_rows(pixel_values, question_ids, question_attention_mask, chunk_mask)
         chunk_mask = self._usable_chunk_mask(chunk_mask)
         if chunk_mask is not None:
             # Chunks at the end that no volume of the batch has would still cost attention.
@@ -164,6 +165,7 @@ class Mu2Model(Mu2PreTrainedModel):
 
         Several questions about one volume share one `encode_chunks`, the dear part.
         """
+        check_rows(tokens_BCNH, question_ids, question_attention_mask, chunk_mask)
         chunk_mask = self._usable_chunk_mask(chunk_mask)
         question_mask = None if question_attention_mask is None else question_attention_mask.bool()
         if not self.config.tokenizer.mask_question_padding:
@@ -193,6 +195,8 @@ class Mu2Model(Mu2PreTrainedModel):
 
     def place_image_tokens(self, input_ids: Tensor, inputs_embeds: Tensor, tokens_BQH: Tensor) -> Tensor:
         """Put the visual tokens into the prompt's embeddings (B, S, H); raises ValueError when the counts differ."""
+        if len(tokens_BQH) != len(input_ids):
+            raise ValueError(f"{len(tokens_BQH)} encoded volumes, but {len(input_ids)} prompts: one each is needed")
         queries = tokens_BQH.shape[1]
         tokens_BQH = tokens_BQH.to(inputs_embeds.dtype)
         if self.config.image_placement == "second_position":
@@ -207,6 +211,19 @@ class Mu2Model(Mu2PreTrainedModel):
                 f"but every volume makes {queries} visual tokens"
             )
         return inputs_embeds.masked_scatter(placeholder[..., None], tokens_BQH)
+
+    def _check_no_placeholder(self, input_ids: Tensor, past_key_values: Cache | None) -> None:
+        """ValueError for a prompt that waits for visual tokens; a cache may hold those of an earlier call."""
+        # One token is a step of decoding: asking about its values would break the compiled graph.
+        if self.config.image_placement != "token_id" or input_ids.shape[1] == 1:
+            return
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            return
+        if bool((input_ids == self.config.image_token_id).any()):
+            raise ValueError(
+                f"prompts hold image placeholders (token {self.config.image_token_id}), but no volume was given: pass "
+                "pixel_values with question_ids, or encoded images"
+            )
 
     def forward(
         self,
@@ -225,7 +242,8 @@ class Mu2Model(Mu2PreTrainedModel):
         """Run the language model over the prompt (B, S) with the volumes' tokens in it.
 
         Volumes come as `pixel_values` with `question_ids`, or already encoded as
-        `mm_encoder_outputs={"image": get_image_features(...)}`, so that many samples share one encoding.
+        `mm_encoder_outputs={"image": get_image_features(...)}`, so that many samples share one encoding. Raises
+        ValueError when volumes, questions and prompts are not as many, or placeholders wait for a volume that is not given.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -242,6 +260,8 @@ class Mu2Model(Mu2PreTrainedModel):
             if input_ids is None:
                 raise ValueError("visual tokens are placed by input_ids; inputs_embeds must hold them already")
             inputs_embeds = self.place_image_tokens(input_ids, inputs_embeds, features.pooler_output)
+        elif input_ids is not None:
+            self._check_no_placeholder(input_ids, past_key_values)
         kwargs.pop("return_dict", None)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -260,6 +280,20 @@ class Mu2Model(Mu2PreTrainedModel):
             selection_entropy=None if features is None else features.selection_entropy,
             gate_weights=None if features is None else features.gate_weights,
         )
+
+
+def check_rows(
+    volumes: Tensor, question_ids: Tensor, question_attention_mask: Tensor | None, chunk_mask: Tensor | None
+) -> None:
+    """ValueError unless every tensor has one row for every volume; torch would repeat a single row without a word."""
+    rows = {
+        "question_ids": question_ids,
+        "question_attention_mask": question_attention_mask,
+        "chunk_mask": chunk_mask,
+    }
+    for name, tensor in rows.items():
+        if tensor is not None and len(tensor) != len(volumes):
+            raise ValueError(f"{len(volumes)} volumes, but {len(tensor)} rows of {name}: one each is needed")
 
 
 class Mu2ForConditionalGeneration(Mu2PreTrainedModel, GenerationMixin):

@@ -1,5 +1,6 @@
 """The whole model: transformers' conventions, batches, caches, ablations and language models."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -243,6 +244,45 @@ def test_pixels_without_a_question_are_refused() -> None:
     del given["question_ids"]
     with pytest.raises(ValueError, match="question_ids"):
         build(small_config())(**given)
+
+
+@pytest.mark.parametrize(
+    ("volumes", "questions", "prompts", "told"),
+    [
+        (2, 2, 1, "2 encoded volumes, but 1 prompts"),
+        (1, 1, 2, "1 encoded volumes, but 2 prompts"),
+        (2, 1, 2, "2 volumes, but 1 rows of question_ids"),
+        (1, 2, 2, "1 volumes, but 2 rows of question_ids"),
+    ],
+)
+@pytest.mark.parametrize("config", [small_config, small_legacy])
+def test_volumes_questions_and_prompts_that_are_not_as_many_are_refused(
+    config: Callable[[], Mu2Config], volumes: int, questions: int, prompts: int, told: str
+) -> None:
+    given = inputs(chunks=1)
+    with torch.no_grad(), pytest.raises(ValueError, match=told):
+        build(config())(
+            input_ids=given["input_ids"][:prompts],
+            pixel_values=given["pixel_values"][:volumes],
+            question_ids=given["question_ids"][:questions],
+        )
+
+
+def test_a_mask_of_other_rows_than_its_volumes_is_refused() -> None:
+    given = inputs(chunks=2)
+    masks = {"question_attention_mask": torch.ones(1, 6), "chunk_mask": torch.tensor([[True, False]])}
+    for name, mask in masks.items():
+        with torch.no_grad(), pytest.raises(ValueError, match=f"2 volumes, but 1 rows of {name}"):
+            build(small_config()).get_image_features(given["pixel_values"], given["question_ids"], **{name: mask})
+
+
+def test_placeholders_without_a_volume_are_refused_and_text_alone_is_not() -> None:
+    model, given = build(small_config()), inputs(chunks=1)
+    with torch.no_grad():
+        for ask in (model, model.generate):
+            with pytest.raises(ValueError, match="no volume was given"):
+                ask(input_ids=given["input_ids"], attention_mask=given["attention_mask"])
+        assert model(input_ids=given["question_ids"]).logits.shape[:2] == given["question_ids"].shape
 
 
 def test_a_volume_without_a_live_chunk_is_refused() -> None:
