@@ -30,23 +30,24 @@ PATTERNS: tuple[tuple[FindingType | str, str], ...] = (
                      r"|(?:heart|cardiac silhouette)(?: size)?(?: \w+){0,3}? (?:enlarged|dilated)"),
     (K.AORTIC_ANEURYSM, r"aneurysm(?:al)?(?: dilatation)?|aort\w+(?: \w+){0,3}? (?:dilated|ectatic)"
                         r"|dilat\w+(?: \w+){0,3}? aorta"),
-    (K.STEATOSIS, r"steatosis|fatty (?:infiltration|liver|change)|steatotic"),
+    (K.STEATOSIS, r"steatosis|fatty (?:infiltrat(?:e|ion)|liver|change)|steatotic"),
     (K.SPLENOMEGALY, r"splenomegaly|enlarged spleen|enlargement of the spleen|spleen(?: \w+){0,3}? enlarged"),
     (K.HYDRONEPHROSIS, r"(?:uretero)?hydronephrosis|dilated (?:renal )?(?:collecting system|pelvicalyceal system|renal pelvis)"
                        r"|dilat\w+ of the (?:\w+ ){0,2}(?:collecting system|renal pelvis)"
                        r"|collecting systems?(?: \w+){0,3}? dilated"),
-    (K.ASCITES, r"ascit(?:es|ic fluid)|free (?:peritoneal |intraperitoneal |abdominal |pelvic )?fluid"),
-    (K.VERTEBRAL_FRACTURE, r"(?:compression |wedge |burst )?fractures?|wedge deformity|loss of (?:vertebral )?height"
-                           r"|height loss"),
+    (K.ASCITES, r"ascit(?:es|ic fluid)|free (?:peritoneal |intraperitoneal |abdominal |pelvic )?fluid"
+                r"|fluid (?:around|surrounding) the (?:liver|spleen)|peri(?:hepatic|splenic) fluid"),
+    (K.VERTEBRAL_FRACTURE, r"(?:compression |wedge |burst )?fractures?|(?:compression|wedge) deformit(?:y|ies)"
+                           r"|loss of (?:vertebral )?height|height loss"),
     (K.LYMPHADENOPATHY, r"(?:lymph)?adenopathy|enlarged (?:\w+ ){0,4}?nodes?|nodes?(?: \w+){0,3}? enlarged"),
     (K.EMPHYSEMA, r"emphysema(?:tous)?(?: changes?)?"),
     (K.ATELECTASIS, r"atelecta(?:sis|tic)(?: bands?)?"),
-    (K.CONSOLIDATION, r"consolidat(?:ion|ions|ed)|airspace (?:opacity|disease)"),
+    (K.CONSOLIDATION, r"consolidat(?:ion|ions|ed)|airspace (?:opacity|disease)|(?<!fatty )infiltrates?"),
     ("cyst", r"cysts?"),
     ("stone", STONE),
     ("nodule", r"nodules?"),
     ("mass", r"mass(?:es)?|tumou?rs?"),
-    ("lesion", r"lesions?"),
+    ("lesion", r"lesions?|foc(?:us|i)"),
 )  # fmt: skip
 """Mentions, most specific first; a word of the plain kinds gets its organ from the words around it."""
 
@@ -78,9 +79,24 @@ ORGANS = tuple(
         ("lung", r"lungs?|pulmonary|(?:upper|middle|lower) lobes?|lingula\w*"),
     )
 )
+LOBES = {
+    "rul": "right upper lobe", "rml": "right middle lobe", "rll": "right lower lobe", "lul": "left upper lobe",
+    "lll": "left lower lobe",
+}  # fmt: skip
+LOBE = re.compile(rf"\b({'|'.join(LOBES)})\b")
+ORDINALS = (
+    "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth",
+)  # fmt: skip
+LEVEL = re.compile(rf"\b({'|'.join(ORDINALS)}) (thoracic|lumbar)(?= vertebra)")
+ONE = re.compile(r"(?:, |\bbut )(?:but |and )?(an? (?:[\w.]+ ){0,3})one\b")
+"""A second mention without its name, as in "no effusion on the right, a small one on the left"."""
 SIZE = re.compile(r"(\d+(?:\.\d+)?)((?:\s*[x×]\s*\d+(?:\.\d+)?)*)\s*(mm|cm|millimet(?:er|re)s?|centimet(?:er|re)s?)\b")
+SIZE_PAIR = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?) and (?=\d+(?:\.\d+)?\s*(mm|cm)\b)")
 SIDE_WORD = re.compile(r"\b(right|left|bilateral|both|bibasilar|bibasal)\b")
-BOTH_SIDES = re.compile(r"\b(?:bilateral(?:ly)?|both|bibasilar|bibasal|right and left|left and right)\b")
+BETWEEN_SIDES = r"(?:(?!no\b|none\b|not\b|without\b|clear\b|normal\b|right\b|left\b)[\w.]+ ){0,4}"
+BOTH_SIDES = re.compile(
+    rf"\b(?:bilateral(?:ly)?|both|bibasilar|bibasal|right and {BETWEEN_SIDES}left|left and {BETWEEN_SIDES}right)\b"
+)
 PLACES = {
     "lung": re.compile(r"\b(upper|middle|lower) lobes?\b|\b(lingula)\w*"),
     "kidney": re.compile(r"\b(upper|lower) pole\b|\b(interpolar)\b"),
@@ -105,8 +121,15 @@ DENIAL = re.compile(
     r"\b(?:no|not|without|absence of|absent|negative for|free of|rather than|nor|neither|never)\b|\b(?:is|are|was|were)n't\b"
 )
 DENIED_AFTER = re.compile(
-    r"\b(?:(?:is|are) (?:not|absent)|not (?:seen|identified|present|demonstrated)|(?:ruled out|excluded))\b"
+    r"\b(?:(?:is|are) (?:not(?! resolved)|absent)|not (?:seen|identified|present|demonstrated)|(?:ruled out|excluded)"
+    r"|no longer|(?:has|have) (?:completely |since )?resolved)\b"
 )
+GONE_BEFORE = re.compile(
+    r"(?<!not )(?<!partially )(?<!incompletely )\b(?:resolved|resolution of)(?: (?!and\b|with\b)[\w-]+){0,4} $"
+)
+OPEN_BEFORE = re.compile(r"\b(?:can ?not|can't|could not) (?:exclude|rule out)(?: (?!and\b|with\b)[\w-]+){0,4} $")
+OPEN_AFTER = re.compile(r"[^,]{0,40}?\b(?:(?:can ?not|can't|could not) be|(?:is|are) not) (?:excluded|ruled out)\b")
+"""What is neither stated nor denied."""
 CLAUSE_END = re.compile(
     r";|\bbut\b|\bhowever\b|\bexcept\b|\bwhile\b|\bwhereas\b|\bthere (?:is|are)\b|\bapart from\b|\bother than\b"
 )
@@ -141,7 +164,7 @@ def read(report: str) -> Reading:
     denied: set[FindingType] = set()
     text = HEADING.sub("\n", report)
     for sentence in SENTENCE_END.split(text):
-        for finding, absent in _read_sentence(" ".join(sentence.lower().split())):
+        for finding, absent in _read_sentence(_spelled_out(sentence)):
             if absent:
                 denied.add(finding.kind)
             else:
@@ -149,6 +172,20 @@ def read(report: str) -> Reading:
     order = list(FindingType)
     kept = sorted(present.values(), key=lambda finding: (order.index(finding.kind), finding.side is Side.LEFT))
     return Reading(tuple(kept), frozenset(denied - {finding.kind for finding in kept}))
+
+
+def _spelled_out(sentence: str) -> str:
+    """A sentence in lower case, with lobes and vertebrae by their usual names and "one" by the word that it stands for."""
+    text = LOBE.sub(lambda lobe: LOBES[lobe[1]], " ".join(sentence.lower().split()))
+    text = LEVEL.sub(lambda level: f"{level[2][0]}{ORDINALS.index(level[1]) + 1}", text)
+    one = ONE.search(text)
+    if one is None:
+        return text
+    named = [match for _, pattern in MENTION for match in pattern.finditer(text, 0, one.start())]
+    if not named:
+        return text
+    meant = max(named, key=lambda match: (match.end(), len(match[0])))
+    return f"{text[: one.start()]}; {one[1]}{meant[0]}{text[one.end() :]}"
 
 
 def _merge(present: dict[tuple[FindingType, Side], Finding], new: Finding) -> None:
@@ -199,6 +236,8 @@ def _mentions(sentence: str) -> list[_Mention]:
     spans = [(start, end) for start, end, _ in taken]
     mentions = []
     for number, (start, end, kind) in enumerate(taken):
+        if OPEN_BEFORE.search(sentence[:start]) or OPEN_AFTER.match(sentence, end):
+            continue
         low, high = _between(sentence, spans, number)
         for resolved in _resolve(kind, sentence[low:high], sentence):
             mentions.append(_Mention(resolved, start, end, _is_denied(sentence, start, end)))
@@ -226,7 +265,7 @@ def _is_denied(sentence: str, start: int, end: int) -> bool:
         denial = match
     if denial is not None and not re.search(r",? (?:with|and there is) ", before[denial.end() :]):
         return True
-    if DENIAL.search(sentence, start, end):
+    if DENIAL.search(sentence, start, end) or GONE_BEFORE.search(sentence[:start]):
         return True
     stop = CLAUSE_END.search(sentence, end)
     after = sentence[end : stop.start() if stop else len(sentence)]
@@ -258,12 +297,14 @@ def _reach(sentence: str, mentions: list[_Mention], number: int) -> tuple[int, i
 
 def _sizes(text: str) -> list[tuple[int, int]]:
     """(position, millimetres) of every size, the largest where dimensions are multiplied."""
-    sizes = []
+    sizes = [
+        (pair.start(), round(float(pair[1]) * (10.0 if pair[2] == "cm" else 1.0))) for pair in SIZE_PAIR.finditer(text)
+    ]
     for match in SIZE.finditer(text):
         values = [float(value) for value in re.findall(r"\d+(?:\.\d+)?", match[1] + match[2])]
         millimetres = max(values) * (10.0 if match[3].startswith("c") else 1.0)
         sizes.append((match.start(), round(millimetres)))
-    return sizes
+    return sorted(sizes)
 
 
 def _place(kind: FindingType, text: str) -> str:
@@ -309,9 +350,15 @@ def _describe(kind: FindingType, text: str, at: int, sentence: str) -> list[Find
 
 
 def _on_side(base: Finding, side: Side, sizes: list[tuple[int, int]], words: list[re.Match[str]]) -> Finding:
-    """One of two sides, with the size that stands before its word, or the only size for both."""
+    """One of two sides, with the size that stands before its word, or the only size for both.
+
+    Where both sizes follow both sides they go in the same order.
+    """
     positions = [word.start() for word in words if word[1] == side.value]
     if not positions or len(sizes) < 2:
         return replace(base, side=side)
+    order = [word for word in words if word[1] in ("right", "left")]
+    if len(order) == 2 and len(sizes) == 2 and sizes[0][0] > order[1].start():
+        return replace(base, side=side, size_mm=sizes[0 if order[0][1] == side.value else 1][1])
     before = [size for position, size in sizes if position < positions[0]]
     return replace(base, side=side, size_mm=before[-1] if before else sizes[0][1])

@@ -129,6 +129,28 @@ PARAPHRASES: list[tuple[str, set[Plain]]] = [
     ),
     ("Right renal collecting system is dilated, pelvis 22 mm.", {("hydronephrosis", "right", "", 22, "", "")}),
     ("Mild coronary artery calcifications.", {("coronary_calcification", "", "", None, "", "mild")}),
+    (
+        "A 20 mm right and a 30 mm left pleural effusion.",
+        {("pleural_effusion", "right", "", 20, "", ""), ("pleural_effusion", "left", "", 30, "", "")},
+    ),
+    (
+        "No pleural effusion on the right, a small one on the left.",
+        {("pleural_effusion", "left", "", None, "", "")},
+    ),
+    (
+        "Nodules in the left and right lower lobe of 12 and 14 mm.",
+        {("lung_nodule", "left", "lower lobe", 12, "", ""), ("lung_nodule", "right", "lower lobe", 14, "", "")},
+    ),
+    ("Effusion on the right and none on the left.", {("pleural_effusion", "right", "", None, "", "")}),
+    ("The right effusion is not resolved.", {("pleural_effusion", "right", "", None, "", "")}),
+    ("Fatty infiltrate of the liver.", {("steatosis", "", "", None, "", "")}),
+    ("Partially resolved right pneumothorax.", {("pneumothorax", "right", "", None, "", "")}),
+    ("Old compression deformity of T12.", {("vertebral_fracture", "", "T12", None, "", "")}),
+    ("Wedge fracture of the first lumbar vertebra.", {("vertebral_fracture", "", "L1", None, "", "")}),
+    ("Hyperdense hepatic focus of 12 mm.", {("hepatic_lesion", "", "", 12, "hyperdense", "")}),
+    ("A small amount of fluid around the liver.", {("ascites", "", "", None, "", "")}),
+    ("Infiltrate in the RUL.", {("consolidation", "right", "upper lobe", None, "", "")}),
+    ("12 mm nodule in the LLL.", {("lung_nodule", "left", "lower lobe", 12, "", "")}),
     ("Enlarged mediastinal lymph nodes, up to 18 mm.", {("lymphadenopathy", "", "mediastinal", 18, "", "")}),
 ]
 
@@ -147,12 +169,24 @@ def test_a_radiologists_paraphrase_is_read(sentence: str, meant: set[Plain]) -> 
         ("No hydronephrosis on either side and no renal stones.", {"hydronephrosis", "renal_calculus"}),
         ("No free fluid or free air.", {"ascites"}),
         ("Negative for fracture.", {"vertebral_fracture"}),
+        ("The previously described nodule is no longer seen.", {"lung_nodule"}),
+        ("Resolved right pleural effusion.", {"pleural_effusion"}),
+        ("Interval resolution of the left lower lobe consolidation.", {"consolidation"}),
+        ("The right pneumothorax has resolved.", {"pneumothorax"}),
     ],
 )
 def test_a_denial_is_not_a_finding(sentence: str, denied: set[str]) -> None:
     read = labeler.read(sentence)
     assert read.findings == ()
     assert {kind.value for kind in read.denied} == denied
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    ["Pneumothorax cannot be excluded.", "A fracture is not excluded.", "Cannot exclude a small pneumothorax."],
+)
+def test_what_is_left_open_is_neither_stated_nor_denied(sentence: str) -> None:
+    assert labeler.read(sentence) == labeler.Reading((), frozenset())
 
 
 def test_words_in_any_order_are_read_without_an_error() -> None:
