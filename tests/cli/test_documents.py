@@ -97,10 +97,7 @@ def test_every_setting_of_a_document_exists(path: Path) -> None:
 def test_every_metric_that_operations_alert_on_exists() -> None:
     registries = [ListenerMetrics().registry, WorkerMetrics().registry, ReviewMetrics(lambda: 0).registry]
     exported = {
-        sample.name
-        for registry in registries
-        for family in registry.collect()
-        for sample in family.samples
+        sample.name for registry in registries for family in registry.collect() for sample in family.samples
     } | {
         f"{family.name}_total" if family.type == "counter" else family.name
         for registry in registries

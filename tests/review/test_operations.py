@@ -12,7 +12,7 @@ import sqlalchemy as sa
 import uvicorn
 from fastapi import FastAPI
 
-from tests.review.builders import Department, Reader
+from tests.review.builders import PASSWORD, Department, Reader, accept_all
 from worker.review import server as page_server
 from worker.review.server import PageServer, serve_health
 
@@ -131,6 +131,17 @@ def test_requests_are_counted_by_template_and_no_person_or_id_is_in_the_figures(
         assert counted % facts in figures
     assert 'mu2_review_request_seconds_count{route="/studies/{study_id}"} 1.0' in figures
     assert [word for word in (study, "ZEBRASTRIPE", "reader", "Ada") if word in figures] == []
+
+
+def test_a_signature_is_counted_once_and_a_refused_one_is_none(here: Department) -> None:
+    study = here.drafted(slices=2)
+    with watched(here) as served, Reader(base_url=served.page) as client:
+        client.log_in("reader")
+        revision = accept_all(client, study)
+        assert client.act(f"/studies/{study}/sign", revision=revision, password="wrong").status_code == 409
+        assert 'mu2_review_versions_total{state="final"}' not in served.metrics()
+        assert client.act(f"/studies/{study}/sign", revision=revision, password=PASSWORD).status_code == 200
+        assert 'mu2_review_versions_total{state="final"} 1.0' in served.metrics()
 
 
 def test_figures_are_not_on_the_page_that_readers_reach(here: Department) -> None:

@@ -243,11 +243,11 @@ def _done(
     act: Callable[[Session], Done],
     notice: str,
 ) -> Response:
-    rung: list[str] = []
+    made: list[Done] = []
 
     def work(session: Session) -> Response:
         done = act(session)
-        rung[:] = done.destinations
+        made[:] = [done]
         problem = "; ".join(f"no message to {name}: {why}" for name, why in done.unwritable.items())
         return report_side(session, found, login, study_id, notice=notice, problem=problem)
 
@@ -255,7 +255,9 @@ def _done(
         response = found.database.run(work)
     except (StateError, ReportError, SignatureError) as error:
         return _refused(found, login, study_id, str(error))
-    after.add_task(found.ring, queues.DELIVER, *rung)
+    for done in made:  # of the try that was committed
+        found.metrics.versions.labels(done.version.state.value).inc()
+        after.add_task(found.ring, queues.DELIVER, *done.destinations)
     return response
 
 
