@@ -119,7 +119,9 @@ class Mu2ImageProcessor(BaseImageProcessor):
         chunk_shape = (self.chunk_slices, self.size, self.size)
         if self.form == "published":
             image, to_source, shape, repairs = prepare_published(array, self.size, self.max_slices, device)
-            to_ras = None if affine is None else check_affine(affine) @ to_source
+            matrix = None if affine is None else check_affine(affine)
+            repairs = [*published_doubts(array, matrix), *repairs]
+            to_ras = None if matrix is None else matrix @ to_source
             chunks = image.view(-1, 1, *chunk_shape)
         else:
             image, to_source, shape, repairs = self._resample(array, check_affine(affine), device)
@@ -280,6 +282,27 @@ def check_spacing(spacing_mm: NDArray[np.float64]) -> None:
         )
     if max(spacing_mm[1:]) > MAX_IN_PLANE_MM:
         raise VolumeError(f"pixels of {max(spacing_mm[1:]):.1f} mm: more than {MAX_IN_PLANE_MM:g} mm is not a CT slice")
+
+
+def published_doubts(array: NDArray[Any], affine: Matrix | None) -> list[str]:
+    """What the published form neither needs nor corrects, and a reader of its draft should know all the same."""
+    doubts = []
+    if not (_is_ct(array[::SUBSAMPLE, ::SUBSAMPLE, ::SUBSAMPLE]) or _is_ct(array)):
+        doubts.append(
+            f"the values are not Hounsfield units of a CT, which reach below {MUST_REACH_BELOW_HU:.0f} (air) and above "
+            f"{BODY_HU:.0f} (body)"
+        )
+    if affine is None:
+        return [*doubts, "no affine: left, right and size are unknown"]
+    try:
+        check_spacing(np.linalg.norm(affine[:3, :3], axis=0))
+    except VolumeError as error:
+        doubts.append(f"{error}; the published form does not correct spacing")
+    return doubts
+
+
+def _is_ct(array: NDArray[Any]) -> bool:
+    return bool((array <= MUST_REACH_BELOW_HU).any() and (array > BODY_HU).any())
 
 
 def body_box(oriented: NDArray[Any]) -> tuple[tuple[int, int], tuple[int, int]]:

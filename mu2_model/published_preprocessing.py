@@ -32,7 +32,8 @@ def prepare_published(
 ) -> tuple[Tensor, Matrix, tuple[int, int, int], list[str]]:
     """Returns the image (max_slices, size, size) in [0, 1], the map to source indices, the shape it fills, and repairs.
 
-    The image lies at the low ends; the rest is zero. Raises VolumeError when no value is finite.
+    The image lies at the low ends; the rest is zero. Raises VolumeError when no value is finite, or nearly all
+    are one.
     """
     repairs: list[str] = []
     if array.dtype.kind == "f" and not (usable := usable_values(array)).all():
@@ -41,6 +42,8 @@ def prepare_published(
         array = np.where(usable, array, array[usable].min())
         repairs.append(f"values that are not finite or beyond {LARGEST_VALUE:g} were set to the lowest value")
     low, high = percentiles(array, (LOWER_PERCENT, UPPER_PERCENT))
+    if high <= low:
+        raise VolumeError(f"nearly all values of the array are {low:g}: there is no image in it")
     box = foreground_box(array, low)
     cropped = array[tuple(slice(first, last) for first, last in box)]
     depth, height, width = cropped.shape
@@ -49,7 +52,7 @@ def prepare_published(
     if depth > max_slices:
         repairs.append(f"{depth} slices were resampled to {max_slices}")
     image = torch.zeros(max_slices, size, size, device=device)
-    scale_and_resize(cropped, (low, 1 / (high - low) if high > low else 1.0), shape, image)
+    scale_and_resize(cropped, (low, 1 / (high - low)), shape, image)
     to_source = np.eye(4)
     for axis, (source, count) in enumerate(zip(cropped.shape, shape, strict=True)):
         to_source[axis, axis] = (source - 1) / (count - 1) if count > 1 else 1.0

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from mu2_model.errors import VolumeError
 from mu2_model.image_processing_mu2 import Mu2ImageProcessor
 from mu2_model.published_preprocessing import percentiles
+from tests.mu2_model.small_volumes import affine, body
 
 
 def plain(array: NDArray, size: int, longest: int) -> NDArray[np.float64]:
@@ -127,14 +128,36 @@ def test_a_place_in_the_published_input_is_mapped_back_to_the_array() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 7.0, 1e20])
-def test_a_constant_array_gives_finite_input(value: float) -> None:
+def test_a_constant_array_is_refused(value: float) -> None:
     image = Mu2ImageProcessor(size=16, chunk_slices=8, max_slices=8, form="published")
-    assert torch.isfinite(image.prepare(np.full((8, 16, 16), value), None).pixel_values).all()
+    with pytest.raises(VolumeError, match="there is no image in it"):
+        image.prepare(np.full((8, 16, 16), value), None)
+
+
+def test_what_the_published_form_does_not_correct_is_said() -> None:
+    image = Mu2ImageProcessor(size=16, chunk_slices=8, max_slices=32, form="published")
+    photo = np.random.default_rng(0).integers(0, 256, (30, 40, 40)).astype(np.uint8)
+    assert image.prepare(body(), affine()).repairs == ()
+    assert image.prepare(body(), None).repairs == ("no affine: left, right and size are unknown",)
+    (thick,) = image.prepare(body(), affine(slice_mm=50)).repairs
+    assert thick.startswith("slices 50.0 mm apart") and "the published form does not correct spacing" in thick
+    (coarse,) = image.prepare(body(), affine(pixel_mm=12)).repairs
+    assert coarse.startswith("pixels of 12.0 mm")
+    for array in (photo, body() + 2000, np.minimum(body(), -600)):
+        (doubt,) = image.prepare(array, affine()).repairs
+        assert doubt.startswith("the values are not Hounsfield units")
+
+
+def test_a_ct_whose_air_lies_between_the_sampled_voxels_is_one() -> None:
+    image = Mu2ImageProcessor(size=16, chunk_slices=8, max_slices=32, form="published")
+    array = np.full((8, 40, 40), 40, np.int16)
+    array[1::4] = -1000
+    assert image.prepare(array, affine()).repairs == ()
 
 
 def test_far_too_many_slices_are_resampled_as_by_the_plain_computation() -> None:
     array = np.random.default_rng(4).integers(-1000, 1000, (500, 24, 20)).astype(np.int16)
     image = Mu2ImageProcessor(size=16, chunk_slices=8, max_slices=32, form="published")
     prepared = image.prepare(array, None)
-    assert prepared.repairs == ("500 slices were resampled to 32",)
+    assert "500 slices were resampled to 32" in prepared.repairs
     assert np.abs(prepared.pixel_values.numpy().reshape(32, 16, 16) - plain(array, 16, 32)).max() < 1e-5
