@@ -12,7 +12,7 @@ import sqlalchemy as sa
 import uvicorn
 from fastapi import FastAPI
 
-from tests.review.builders import PASSWORD, Department, Reader, accept_all
+from tests.review.builders import PASSWORD, Department, Reader, accept_all, card_ids
 from worker.review import server as page_server
 from worker.review.server import PageServer, serve_health
 
@@ -142,6 +142,19 @@ def test_a_signature_is_counted_once_and_a_refused_one_is_none(here: Department)
         assert 'mu2_review_versions_total{state="final"}' not in served.metrics()
         assert client.act(f"/studies/{study}/sign", revision=revision, password=PASSWORD).status_code == 200
         assert 'mu2_review_versions_total{state="final"} 1.0' in served.metrics()
+
+
+def test_an_edit_that_somebody_overtook_is_counted_as_a_conflict(here: Department) -> None:
+    study = here.drafted(slices=2)
+    with watched(here) as served, Reader(base_url=served.page) as one, Reader(base_url=served.page) as two:
+        one.log_in("reader")
+        two.log_in("second")
+        card = card_ids(one.get(f"/studies/{study}").text)[0]
+        path = f"/studies/{study}/sentences/{card}"
+        one.act(path, act="edit", revision=1, text="The lungs are clear of disease.")
+        assert "mu2_review_edit_conflicts_total 0.0" in served.metrics()
+        two.act(path, act="edit", revision=1, text="The lungs are emphysematous.")
+        assert "mu2_review_edit_conflicts_total 1.0" in served.metrics()
 
 
 def test_figures_are_not_on_the_page_that_readers_reach(here: Department) -> None:

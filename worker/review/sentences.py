@@ -48,16 +48,21 @@ def judge(
 ) -> Response:
     """One change of one sentence; an edit answers with what stands around the text field, which stays as it is."""
 
-    def work(session: Session) -> Response:
+    def work(session: Session) -> tuple[Response, bool]:
         report = find_report(session, study_id)
         _of_this_report(session, sentence_id, report)
         if act is Act.EDIT:
-            editing.change(session, sentence_id, login.reader, revision=revision, text=text)
+            changed = editing.change(session, sentence_id, login.reader, revision=revision, text=text)
         else:
-            editing.change(session, sentence_id, login.reader, revision=revision, assessment=_ASSESSMENTS[act])
-        return _card(session, found, login, report, sentence_id, "saved.html" if act is Act.EDIT else "judged.html")
+            wanted = _ASSESSMENTS[act]
+            changed = editing.change(session, sentence_id, login.reader, revision=revision, assessment=wanted)
+        template = "saved.html" if act is Act.EDIT else "judged.html"
+        return _card(session, found, login, report, sentence_id, template), changed.applied
 
-    return found.database.run(work)
+    response, applied = found.database.run(work)
+    if not applied:
+        found.metrics.edit_conflicts.inc()
+    return response
 
 
 @router.post("/sentences")
