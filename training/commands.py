@@ -19,7 +19,7 @@ from mu2_model import Mu2Config, Mu2ForConditionalGeneration, Mu2Processor
 from training import run_config, sft
 from training.adapters import abdomen_atlas, amos_mm, ct_rate
 from training.collators import VolumeSource
-from training.data import SPLITS, Case, check, cut_validation, read_manifests, write_manifest
+from training.data import SHOWN, SPLITS, Case, check, cut_validation, read_manifests, write_manifest
 from training.dpo import train_dpo
 from training.preferences import read_pairs
 from training.provenance import collect
@@ -29,7 +29,8 @@ from training.vision import VisionSettings, train_vision
 from training.volumes import VolumeCache
 
 NOTES = Console(stderr=True)
-ADAPTERS = {"amos-mm": amos_mm.read, "ct-rate": ct_rate.read, "abdomen-atlas": abdomen_atlas.read}
+ATLAS = "abdomen-atlas"
+ADAPTERS = {"amos-mm": amos_mm.read, "ct-rate": ct_rate.read, ATLAS: abdomen_atlas.read}
 
 
 def require_checkpoint(folder: Path) -> Path:
@@ -92,11 +93,21 @@ def import_data(
     validation: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of the training patients to hold out for preferences.")
     ] = VALIDATION_SHARE,
+    lists: Annotated[
+        abdomen_atlas.Lists, typer.Option(help="Of Abdomen Atlas: test CTs of the same hospitals or of others.")
+    ] = abdomen_atlas.Lists.IID,
 ) -> None:
     """Make a manifest from a public data set in its published folder layout."""
     if name not in ADAPTERS:
         raise typer.BadParameter(f"no data set is called {name}; there are {', '.join(ADAPTERS)}")
-    cases = list(cut_validation(ADAPTERS[name](root), validation))
+    published = ADAPTERS[name](root)
+    if name == ATLAS:
+        published = abdomen_atlas.read(root, lists)
+        left_out = abdomen_atlas.unlisted(root, lists)
+        if left_out:
+            shown = ", ".join(left_out[:SHOWN])
+            NOTES.print(f"in no {lists.upper()} list, so left out: {len(left_out)} CTs, the first are {shown}")
+    cases = list(cut_validation(published, validation))
     write_manifest(cases, out)
     counts = Counter(case.split for case in cases)
     parts = ", ".join(f"{split} {counts[split]}" for split in SPLITS)

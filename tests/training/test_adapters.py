@@ -120,7 +120,10 @@ def atlas(tmp_path: Path) -> Path:
         narrative = "" if number == 3 else f"Narrative\n{number}."
         rows.append({"BDMAP ID": name, "structured report": "", "narrative report": narrative})
     write_csv(tmp_path / "AbdomenAtlas3.0MiniWithMeta.csv", rows)
-    touch(tmp_path / "TrainTestIDS" / "IID_test.csv", "BDMAP ID\nBDMAP_00000002\n")
+    lists = {"IID_train": (1, 3, 4), "IID_test": (2,), "OOD_train": (2, 4), "OOD_test": (1,)}
+    for part, numbers in lists.items():
+        ids = "".join(f"{names[number - 1]}\n" for number in numbers)
+        touch(tmp_path / "TrainTestIDS" / f"{part}.csv", "BDMAP ID\n" + ids)
     return tmp_path
 
 
@@ -129,6 +132,21 @@ def test_abdomen_atlas_takes_cts_with_a_report_and_splits_by_its_lists(atlas: Pa
     assert [case.split for case in cases] == ["train", "test", "train"]
     assert cases[0].answer == "Narrative 0."
     assert check(cases).ok
+
+
+def test_abdomen_atlas_splits_by_one_way_alone_where_the_lists_of_two_overlap(
+    atlas: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import_data("abdomen-atlas", atlas, atlas / "manifest.jsonl", 0, abdomen_atlas.Lists.OOD)
+    cases = {case.case_id: case.split for case in read_manifest(atlas / "manifest.jsonl")}
+    assert cases == {"BDMAP_00000001": "test", "BDMAP_00000002": "train"}
+    assert "in no OOD list, so left out: 1 CTs, the first are BDMAP_00000003" in " ".join(capsys.readouterr().err.split())
+
+
+def test_abdomen_atlas_without_one_of_its_lists_is_refused(atlas: Path) -> None:
+    (atlas / "TrainTestIDS" / "IID_train.csv").unlink()
+    with pytest.raises(ManifestError, match="has no list IID_train"):
+        list(abdomen_atlas.read(atlas))
 
 
 @pytest.mark.parametrize("read", [amos_mm.read, ct_rate.read, abdomen_atlas.read])
