@@ -140,7 +140,9 @@ def test_abdomen_atlas_splits_by_one_way_alone_where_the_lists_of_two_overlap(
     import_data("abdomen-atlas", atlas, atlas / "manifest.jsonl", 0, abdomen_atlas.Lists.OOD)
     cases = {case.case_id: case.split for case in read_manifest(atlas / "manifest.jsonl")}
     assert cases == {"BDMAP_00000001": "test", "BDMAP_00000002": "train"}
-    assert "in no OOD list, so left out: 1 CTs, the first are BDMAP_00000003" in " ".join(capsys.readouterr().err.split())
+    assert "in no OOD list, so left out: 1 CTs, the first are BDMAP_00000003" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_abdomen_atlas_without_one_of_its_lists_is_refused(atlas: Path) -> None:
