@@ -52,25 +52,34 @@ def radiologist(session: Session, reader: Reader) -> User:
 def of_record(session: Session, report_id: str) -> ReportVersion:
     """The version that stands; raises `NotFoundError`.
 
-    While the text is under work that is the newest of all; else the newest that was signed, retracted or rejected: a draft
-    that the machine wrote again afterwards never takes the place of what a person decided by itself.
+    Of a draft that nobody decided about that is the machine's newest, of a preliminary report what its reader saved last; else
+    the newest that was signed, retracted or rejected. A draft that the machine wrote again afterwards never takes the place
+    of what a person decided by itself.
     """
-    decided = sa.select(ReportVersion.id).where(
-        ReportVersion.report_id == report_id,
-        ReportVersion.state.in_([*SIGNED_STATES, ReportState.RETRACTED, ReportState.REJECTED]),
-    )
     report = session.get(records.Report, report_id)
-    under_work = report is not None and report.state in EDITABLE_STATES
-    versions = (
+    if report is None:
+        raise NotFoundError("there is no such report")
+    if report.state is ReportState.AI_DRAFT:
+        return newest_draft(session, report_id)
+    decided = [*SIGNED_STATES, ReportState.RETRACTED, ReportState.REJECTED]
+    states = [ReportState.PRELIMINARY] if report.state is ReportState.PRELIMINARY else decided
+    return _newest(session, report_id, ReportVersion.state.in_(states))
+
+
+def newest_draft(session: Session, report_id: str) -> ReportVersion:
+    """The machine's draft about the latest images; raises `NotFoundError`."""
+    return _newest(session, report_id, ReportVersion.author_kind == AuthorKind.MACHINE)
+
+
+def _newest(session: Session, report_id: str, condition: sa.ColumnElement[bool]) -> ReportVersion:
+    version = session.scalars(
         sa.select(ReportVersion)
-        .where(ReportVersion.report_id == report_id)
+        .where(ReportVersion.report_id == report_id, condition)
         .order_by(ReportVersion.number.desc())
         .limit(1)
-    )
-    stands = None if under_work else session.scalars(versions.where(ReportVersion.id.in_(decided))).one_or_none()
-    version = stands or session.scalars(versions).one_or_none()
+    ).one_or_none()
     if version is None:
-        raise NotFoundError("the report has no version yet")
+        raise NotFoundError("the report has no such version yet")
     return version
 
 
@@ -93,21 +102,31 @@ def open_copy(session: Session, report_id: str, reader: Reader) -> WorkingCopy:
         if copy is not None:  # a correction that was begun
             return copy
         raise StateError(f"the report is {report.state}; it cannot be edited")
-    if copy is not None and copy.revision == 0 and newer_draft(session, copy) is not None:
-        copy.closed_at = studies.now()
-        session.flush()
-        copy = None
+    if copy is not None and copy.revision == 0 and copy.base.author_kind is AuthorKind.MACHINE:
+        newer = newer_draft(session, copy)
+        if newer is not None:
+            copy.closed_at = studies.now()
+            session.flush()
+            return begin(session, newer)
     return copy or begin(session, of_record(session, report_id))
 
 
 def newer_draft(session: Session, copy: WorkingCopy) -> ReportVersion | None:
-    """The machine's draft that was made after this copy was begun, if there is one."""
+    """The machine's draft about later images than this copy was begun on, if there is one."""
+    return draft_after(session, copy.base)
+
+
+def draft_after(session: Session, version: ReportVersion) -> ReportVersion | None:
+    """The machine's newest draft about later images than this version's, if there is one.
+
+    By the images, not by the number: a person's version is numbered behind a draft that lay unread beside it.
+    """
     return session.scalars(
         sa.select(ReportVersion)
         .where(
-            ReportVersion.report_id == copy.report_id,
+            ReportVersion.report_id == version.report_id,
             ReportVersion.author_kind == AuthorKind.MACHINE,
-            ReportVersion.number > copy.base.number,
+            ReportVersion.study_revision > version.study_revision,
         )
         .order_by(ReportVersion.number.desc())
         .limit(1)

@@ -16,15 +16,18 @@ from worker.core.review_records import WorkingCopy
 
 
 def redrafted() -> sa.ColumnElement[bool]:
-    """In a query over `Report`: whether the machine wrote a draft after every version of a person's."""
-    later = aliased(ReportVersion)
+    """In a query over `Report`: whether the machine wrote a draft about later images than any version of a person's.
+
+    It may well be the older text of the two: it lay beside a text in work until that one was rejected.
+    """
+    read = aliased(ReportVersion)
     return sa.exists().where(
         ReportVersion.report_id == records.Report.id,
         ReportVersion.author_kind == AuthorKind.MACHINE,
         ~sa.exists().where(
-            later.report_id == ReportVersion.report_id,
-            later.author_kind == AuthorKind.PERSON,
-            later.number > ReportVersion.number,
+            read.report_id == ReportVersion.report_id,
+            read.author_kind == AuthorKind.PERSON,
+            read.study_revision >= ReportVersion.study_revision,
         ),
     )
 
@@ -62,4 +65,4 @@ def start_over(session: Session, report_id: str, reader: Reader, *, revision: st
     audit.append(
         session, "start_over", actor=user.username, study_id=report.study_id, origin=reader.origin, left=left.value
     )
-    return editing.begin(session, editing.of_record(session, report_id))
+    return editing.begin(session, editing.newest_draft(session, report_id))

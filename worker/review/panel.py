@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from worker.core import checks, editing, records, redrafts, reports, seen, signing
 from worker.core.checks import Problem
 from worker.core.errors import StateError
-from worker.core.records import AuthorKind, ReportVersion
+from worker.core.records import ReportVersion
 from worker.core.report import (
     DISCLOSURE,
     DISCLOSURE_REVIEWED,
@@ -185,14 +185,8 @@ def _copy(session: Session, report: records.Report, login: Login) -> WorkingCopy
 
 
 def _newer_draft(session: Session, report: records.Report, copy: WorkingCopy | None, version: ReportVersion) -> bool:
-    if copy is not None and report.state in editing.EDITABLE_STATES:
-        return editing.newer_draft(session, copy) is not None
-    newer = sa.exists().where(
-        ReportVersion.report_id == report.id,
-        ReportVersion.author_kind == AuthorKind.MACHINE,
-        ReportVersion.number > version.number,
-    )
-    return bool(session.scalar(sa.select(newer)))
+    text = copy.base if copy is not None and report.state in editing.EDITABLE_STATES else version
+    return editing.draft_after(session, text) is not None
 
 
 def _working_cards(
