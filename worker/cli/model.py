@@ -128,27 +128,19 @@ def draft(
             deadline_seconds=chosen.deadline_seconds,
             evidence=evidence is not None,
         )
-        pictures = _draw(evidence, drafter, volumes, asked, drafts) if evidence is not None else []
+        pictures, undrawn = _draw(evidence, drafter, volumes, asked, drafts) if evidence is not None else ([], None)
     for notice in notices.of_draft(drafter.trained_on, any(made.unlike_training for made in drafts)):
         note(notice)
     if as_json:
-        print_json(
-            {
-                "model": drafter.model_name,
-                "model_version": drafter.model_version,
-                "weights_sha256": drafter.weights_hash,
-                "trained_on": drafter.trained_on,
-                "disclosure": DISCLOSURE,
-                "volumes": [{"shape": v.hu.shape, "regions": v.regions, "notes": v.notes} for v in volumes],
-                "drafts": [_facts(q, d) for q, d in zip(asked, drafts, strict=True)],
-                "pictures": pictures,
-            }
-        )
-        return
-    _print(asked, drafts)
-    print(f"\n{DISCLOSURE}")
-    for picture in pictures:
-        note(f"Evidence: {picture}")
+        print_json(_document(drafter, volumes, asked, drafts, pictures))
+    else:
+        _print(asked, drafts)
+        print(f"\n{DISCLOSURE}")
+        for picture in pictures:
+            note(f"Evidence: {picture}")
+    if undrawn is not None:
+        note(f"The evidence could not be drawn: {undrawn.strerror}: {undrawn.filename}")
+        raise typer.Exit(1)
 
 
 @contextmanager
@@ -206,8 +198,8 @@ def _read(path: Path) -> list[_Volume]:
 
 def _draw(
     out: Path, drafter: "ReportDrafter", volumes: list[_Volume], asked: "list[Question]", drafts: "list[Draft]"
-) -> list[Path]:
-    """One picture a sentence, numbered over the whole draft."""
+) -> tuple[list[Path], OSError | None]:
+    """One picture a sentence, numbered over the whole draft, and what kept the rest from the disk: a draft is worth more."""
     from mu2_model.evidence_picture import draw_evidence
 
     pictures: list[Path] = []
@@ -216,9 +208,33 @@ def _draw(
         prepared = drafter.processor.image_processor.prepare(volume.hu, volume.affine, device=drafter.device)
         for sentence, shown in zip(made.sentences, made.evidence or (), strict=True):
             target = out.with_name(f"{out.stem}-{len(pictures) + 1:02d}.png")
-            draw_evidence(target, prepared, shown, sentence.text)
+            try:
+                draw_evidence(target, prepared, shown, sentence.text)
+            except OSError as error:
+                return pictures, error
             pictures.append(target)
-    return pictures
+    return pictures, None
+
+
+def _document(
+    drafter: "ReportDrafter",
+    volumes: list[_Volume],
+    asked: "list[Question]",
+    drafts: "list[Draft]",
+    pictures: list[Path],
+) -> dict[str, Any]:
+    from worker.core.report import DISCLOSURE
+
+    return {
+        "model": drafter.model_name,
+        "model_version": drafter.model_version,
+        "weights_sha256": drafter.weights_hash,
+        "trained_on": drafter.trained_on,
+        "disclosure": DISCLOSURE,
+        "volumes": [{"shape": v.hu.shape, "regions": v.regions, "notes": v.notes} for v in volumes],
+        "drafts": [_facts(q, d) for q, d in zip(asked, drafts, strict=True)],
+        "pictures": pictures,
+    }
 
 
 def _facts(question: "Question", made: "Draft") -> dict[str, Any]:
