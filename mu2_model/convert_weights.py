@@ -7,10 +7,12 @@ has is certain from its keys: `relative_bias` is relative, `wq` without it rotar
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, PreTrainedConfig, Qwen3Config
@@ -19,10 +21,9 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from mu2_model.configuration_mu2 import Mu2Config, Mu2VisionConfig
 from mu2_model.errors import CheckpointError
 from mu2_model.image_processing_mu2 import Mu2ImageProcessor
-from mu2_model.modeling_mu2 import Mu2ForConditionalGeneration
 from mu2_model.processing_mu2 import IMAGE_TOKEN, Mu2Processor
 from mu2_model.published_files import read_published_config, read_tensor_file, read_tensors
-from mu2_model.stored_weights import WEIGHT_TYPES, check_names
+from mu2_model.stored_weights import BROKEN_CONFIG, WEIGHT_TYPES, check_names, skeleton
 from mu2_model.vision_tower import Mu2VisionTower
 
 TEXT_CONFIGS: dict[str, type[PreTrainedConfig]] = {"u2llama": LlamaConfig, "u2qwen3": Qwen3Config}
@@ -85,24 +86,25 @@ def convert_checkpoint(
     CheckpointError for anything that is not exactly as published. Returns the config that was written.
     """
     src, dst = Path(src), empty_folder(Path(dst))
+    if question_padding is not None and question_padding < 1:
+        raise CheckpointError(f"questions cannot be padded to {question_padding} tokens")
     if src.is_file():
         return convert_vision_tower(src, dst)
     published = read_published_config(src)
     raw = read_tensors(src)
     attention = attention_kind(raw)
     tensors = {our_name(name): tensor for name, tensor in split_packed(raw)}
-    text_config = read_text_config(published, tensors)
-    tokenizer = read_tokenizer(src, text_config)
-    image_token: Any = 0 if tokenizer is None else tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     try:
+        text_config = read_text_config(published, tensors)
+        tokenizer = read_tokenizer(src, text_config)
+        image_token: Any = 0 if tokenizer is None else tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         config = legacy_config(published, text_config, attention, tensors, int(image_token), src.name)
     except CheckpointError:
         raise
-    except ValueError as error:
+    except BROKEN_CONFIG as error:
         raise CheckpointError(f"config.json and the tensors do not fit together: {error}") from error
     untie(tensors, config)
-    with torch.device("meta"):
-        model = Mu2ForConditionalGeneration(config)
+    model = skeleton(config)
     check_tensors(tensors, model.state_dict(), config.tie_word_embeddings)
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
@@ -111,17 +113,24 @@ def convert_checkpoint(
             model.generation_config = GenerationConfig.from_pretrained(src)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"generation_config.json of {src} cannot be read: {error}") from error
-    model.save_pretrained(dst)
+    with writing(dst):
+        model.save_pretrained(dst)
+        published_processor(config, tokenizer, question_padding).save_pretrained(dst)
+    return config
+
+
+def published_processor(
+    config: Mu2Config, tokenizer: PreTrainedTokenizerBase | None, question_padding: int | None
+) -> Mu2Processor | Mu2ImageProcessor:
+    """What makes a converted model's input: its images alone, where the checkpoint came without a tokenizer."""
     size = config.vision.image_size
     image = Mu2ImageProcessor(size[1], size[0], max(PUBLISHED_SLICES // size[0], 1) * size[0], form="published")
     if tokenizer is None:
-        image.save_pretrained(dst)
-        return config
+        return image
     queries = config.tokenizer.num_query_tokens
-    Mu2Processor(
+    return Mu2Processor(
         image, tokenizer, num_image_tokens=queries, prompt_form="published", question_padding=question_padding
-    ).save_pretrained(dst)
-    return config
+    )
 
 
 def convert_vision_tower(src: Path | str, dst: Path | str) -> Mu2VisionConfig:
@@ -131,17 +140,31 @@ def convert_vision_tower(src: Path | str, dst: Path | str) -> Mu2VisionConfig:
     """
     dst = empty_folder(Path(dst))
     config, tensors = read_vision_tower(Path(src))
-    dst.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(dst)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, dst / "model.safetensors")
+    with writing(dst):
+        config.save_pretrained(dst)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, dst / "model.safetensors")
     return config
 
 
 def empty_folder(dst: Path) -> Path:
     """The folder to write to; CheckpointError when it holds anything, such as the published weights or an older model's files."""
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+    try:
+        taken = dst.exists() and (not dst.is_dir() or any(dst.iterdir()))
+    except OSError as error:
+        raise CheckpointError(f"{dst} cannot be looked into: {error}") from error
+    if taken:
         raise CheckpointError(f"{dst} is not empty: name a new folder, or empty this one")
     return dst
+
+
+@contextmanager
+def writing(dst: Path) -> Iterator[None]:
+    """Make the folder for what is written to it; CheckpointError when that cannot be."""
+    try:
+        dst.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{dst} cannot be written: {error}") from error
 
 
 def load_vision_tower(tower: Mu2VisionTower, src: Path | str) -> None:

@@ -49,6 +49,10 @@ def read_published_config(folder: Path) -> dict[str, Any]:
     missing = [key for key in (*AXES, *SIZES, *SWITCHES) if published.get(key) is None]
     if missing:
         raise CheckpointError(f"config.json lacks {', '.join(missing)}")
+    if published.get("quantization_config") is not None:
+        raise CheckpointError(
+            "config.json says quantization_config: only weights that are not quantised can be converted"
+        )
     for key, known in COMPUTED.items():
         if published.get(key) not in (None, known):
             raise CheckpointError(f"config.json says {key} {published[key]!r}; only {known!r} can be converted")
@@ -106,6 +110,8 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{file.name} holds a {type(loaded).__name__}, not tensors by their names")
     for name, value in loaded.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{file.name} holds {name!r}, which is no name of a tensor")
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{file.name} holds {name!r}, a {type(value).__name__} and no tensor")
     return loaded

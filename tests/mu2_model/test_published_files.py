@@ -16,6 +16,7 @@ from mu2_model.convert_weights import convert_checkpoint, convert_vision_tower
 from mu2_model.errors import CheckpointError
 from mu2_model.published_files import read_tensor_file
 from tests.mu2_model.published_reference import Published, write_checkpoint
+from tests.mu2_model.test_convert_weights import vision_file
 
 SMALL = Published(layers=1, vision_layers=1)
 
@@ -80,6 +81,7 @@ def test_a_file_that_is_cut_off_is_named(name: str, kept: float, tmp_path: Path,
         ([torch.zeros(2)], "holds a list"),
         ({"state_dict": {}}, "holds 'state_dict', a dict"),
         ({"step": 3}, "holds 'step', a int"),
+        ({7: torch.zeros(2)}, "holds 7, which is no name"),
     ],
 )
 def test_a_pickle_of_something_else_says_what_it_holds(content: object, message: str, tmp_path: Path) -> None:
@@ -109,6 +111,15 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path, tensors: dict[str, Ten
         ("u2t_num_heads", 3, "width 32 is not a multiple of 3 tokenizer heads"),
         ("proj_pooling_size", 3, "projector grid [4, 4, 4] is not a multiple of pooling size 3"),
         ("enable_dmtp", None, "config.json lacks enable_dmtp"),
+        ("quantization_config", {"bits": 4}, "only weights that are not quantised"),
+        ("num_hidden_layers", "two", "num_hidden_layers"),
+        ("rms_norm_eps", None, "rms_norm_eps"),
+        ("num_attention_heads", 7, "attention heads (7)"),
+        ("num_attention_heads", 0, "config.json"),
+        ("rope_scaling", [1], "config.json"),
+        ("rope_scaling", {"rope_type": "weird"}, "weird"),
+        ("rope_theta", "big", "config.json"),
+        ("hidden_act", "foo", "foo"),
     ],
 )
 def test_a_config_of_another_computation_or_that_fits_nothing_is_refused_with_what_does_not_fit(
@@ -139,6 +150,30 @@ def test_a_tensor_without_its_axes_is_named(tmp_path: Path, tensors: dict[str, T
     changed = {**tensors, "model.embed_tokens.weight": torch.tensor(1.0)}
     folder = write_checkpoint(tmp_path / "src", SMALL, changed)
     assert "embed_tokens.weight is (), 2 axes" in refusal(folder, tmp_path / "dst")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
+def test_a_tensor_of_another_type_than_weights_is_named(
+    dtype: torch.dtype, tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
+    changed = {**tensors, "model.norm.weight": tensors["model.norm.weight"].to(dtype)}
+    folder = write_checkpoint(tmp_path / "src", SMALL, changed)
+    assert f"model.language_model.norm.weight holds values of type {dtype}" in refusal(folder, tmp_path / "dst")
+
+
+@pytest.mark.parametrize("padding", [0, -5])
+def test_questions_are_not_padded_to_nothing(padding: int, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"padded to {padding} tokens"):
+        convert_checkpoint(tmp_path, tmp_path / "dst", padding)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_folder_that_cannot_be_made_is_named(alone: bool, tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    (tmp_path / "file").touch()
+    source = write_checkpoint(tmp_path / "src", SMALL, tensors)
+    if alone:
+        source, _ = vision_file(tmp_path)
+    assert f"{tmp_path / 'file' / 'dst'} cannot be written" in refusal(source, tmp_path / "file" / "dst")
 
 
 def test_a_placeholder_beyond_the_embeddings_is_refused(tmp_path: Path, tensors: dict[str, Tensor]) -> None:

@@ -77,7 +77,7 @@ def convert(
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
     question_padding: Annotated[
-        int | None, typer.Option(help="768 or 1024 for checkpoints on Llama of 2025, none for Qwen3.")
+        int | None, typer.Option(min=1, help="768 or 1024 for checkpoints on Llama of 2025, none for Qwen3.")
     ] = None,
     as_json: Json = False,
 ) -> None:
