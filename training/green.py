@@ -36,6 +36,15 @@ ERROR_KINDS = (
 )
 LETTERS = "abcdef"
 ANSWER_TOKENS = 2048
+MARKUP = re.compile(r"\*+|`+|^[ \t]*#+[ \t]*", re.MULTILINE)
+"""Bold, code and headings of chat models."""
+KIND = re.compile(r"^[ \t•-]*(?:\(([a-f1-6])\)|([a-f])[.)])[ \t]*(.*)", re.IGNORECASE | re.MULTILINE)
+"""A line about one kind of error; some judges number the kinds (1) to (6)."""
+NEXT_KIND = re.compile(r"(?<=[.;,])[ \t]+(?=\([a-f]\)[^()\n]*:[ \t]*(?:\d|no))", re.IGNORECASE)
+COUNT = re.compile(r"[^:\n]*:[ \t]*(\d+)\b(?!\s*(?:mm|cm|[x×])|[.,]\d)", re.IGNORECASE)
+NO_ERROR = re.compile(r"[^:\n]*:[ \t]*(?:no(?!\.?\s*\d)|none(?!\s+of)|n/a)\b", re.IGNORECASE)
+NONE = re.compile(r"(?:no|none(?!\s+of)|n/a)\b(?!.*\b(?:but|except|however|apart)\b)", re.IGNORECASE | re.DOTALL)
+LISTED = re.compile(r"^[ \t]*\(?(\d+)[.)]", re.MULTILINE)
 
 
 class PromptMissingError(TrainingError, ImportError):
@@ -77,10 +86,15 @@ class Verdict:
 
 
 def parse(answer: str) -> Verdict | None:
-    """Read an answer in the published format; None when a section is missing or holds no count where one is due."""
-    significant = _error_counts(answer, SIGNIFICANT)
-    insignificant = _error_counts(answer, INSIGNIFICANT)
-    matched = _matched_count(answer)
+    """Read an answer in the published format; None when a section is missing or holds no count where one is due.
+
+    Of a section that is quoted or repeated the last counts. A kind of error that is listed without a number makes the
+    answer unreadable: taken as zero it would raise the score.
+    """
+    plain = MARKUP.sub("", answer)
+    significant = _error_counts(plain, SIGNIFICANT)
+    insignificant = _error_counts(plain, INSIGNIFICANT)
+    matched = _matched_count(plain)
     if significant is None or matched is None:
         return None
     # Judges often leave the insignificant section out; the score does not use it.
@@ -88,42 +102,45 @@ def parse(answer: str) -> Verdict | None:
 
 
 def _section(answer: str, name: str) -> str | None:
-    found = re.search(rf"\[{re.escape(name)}\][ \t]*:?(.*?)(?=^\s*\[|\Z)", answer, re.DOTALL | re.MULTILINE)
-    return None if found is None else found.group(1).strip().strip("`").strip()
-
-
-def _says_none(body: str) -> bool:
-    return re.match(r"(no\b|none\b|n/a\b)", body, re.IGNORECASE) is not None
+    title = rf"\[{re.escape(name)}\][ \t]*:?"
+    for start in (r"^[ \t]*", ""):
+        found = list(re.finditer(rf"{start}{title}", answer, re.IGNORECASE | re.MULTILINE))
+        if found:
+            return re.split(r"^[ \t]*\[", answer[found[-1].end() :], maxsplit=1, flags=re.MULTILINE)[0].strip()
+    return None
 
 
 def _error_counts(answer: str, name: str) -> tuple[int, ...] | None:
     body = _section(answer, name)
     if body is None:
         return None
-    if not body or _says_none(body):
-        return (0,) * len(LETTERS)
+    kinds = [(letter or other, rest) for letter, other, rest in KIND.findall(NEXT_KIND.sub("\n", body))]
+    if not kinds:
+        return (0,) * len(LETTERS) if not body or NONE.match(body) else None
+    lettered = any(mark.isalpha() for mark, _ in kinds)
     counts = [0] * len(LETTERS)
-    parsed = False
-    # Some judges number the kinds (1) to (6).
-    for mark, rest in re.findall(r"\(([a-f1-6])\)\s*(.*)", body):
-        count = re.search(r":\s*(\d+)\b", rest)
-        place = LETTERS.index(mark) if mark in LETTERS else int(mark) - 1
+    for mark, rest in kinds:
+        count = COUNT.match(rest)
         if count is not None:
-            counts[place] = int(count.group(1))
-            parsed = True
-        elif re.search(r":\s*(no\b|none\b|n/a\b)", rest, re.IGNORECASE):
-            parsed = True
-    return tuple(counts) if parsed else None
+            counts[LETTERS.index(mark.lower()) if mark.isalpha() else int(mark) - 1] += int(count.group(1))
+        # Beside letters, "(1) nodule" lists the errors of a kind.
+        elif not NO_ERROR.match(rest) and (mark.isalpha() or not lettered):
+            return None
+    return tuple(counts)
 
 
 def _matched_count(answer: str) -> int | None:
     body = _section(answer, MATCHED)
     if body is None:
         return None
-    if _says_none(body):
+    if NONE.match(body):
         return 0
-    count = re.match(r"\(?(\d+)\b", body)
-    return None if count is None else int(count.group(1))
+    count = re.match(r"\(?(\d+)\b(?!\s*(?:mm|cm))", body)
+    if count is None:
+        return None
+    listed = [int(number) for number in LISTED.findall(body)]
+    # "1. A" and below it "2. B" are two findings in a list, not one.
+    return len(listed) if listed == list(range(1, len(listed) + 1)) and len(listed) > 1 else int(count.group(1))
 
 
 class Judge(Protocol):

@@ -67,6 +67,63 @@ def test_answers_are_scored_or_said_to_be_unreadable(answer: str, score: float |
     assert (None if verdict is None else verdict.score) == score
 
 
+def significant(lines: str, matched: str = "3. A; B; C") -> str:
+    return f"[Clinically Significant Errors]:\n{lines}\n\n[Matched Findings]:\n{matched}"
+
+
+@pytest.mark.parametrize(
+    ("lines", "counts"),
+    [
+        ("(A) False report: 1\n(c) Place: 0.", (1, 0, 0, 0, 0, 0)),
+        ("a) False report: 1. nodule\nb) Missing: none", (1, 0, 0, 0, 0, 0)),
+        ("- **(a)** False report: **2**. nodule", (2, 0, 0, 0, 0, 0)),
+        ("(a) False report: 1. left nodule\n(a) False report: 2. cysts", (3, 0, 0, 0, 0, 0)),
+        ("(a) F: 1. (b) G: 2.", (1, 2, 0, 0, 0, 0)),
+        ("No errors of type (b), but:\n(a) False report: 4", (4, 0, 0, 0, 0, 0)),
+        ("(b) Missing: 2.\n(1) nodule\n(2) effusion", (0, 2, 0, 0, 0, 0)),
+        ("(a) False report: No invented findings\n(b) Missing: N/A", (0, 0, 0, 0, 0, 0)),
+        ("(a) False report: One. nodule\n(c) Place: 0", None),
+        ("(a) False report: nodule in the left lung\n(c) Place: 0", None),
+        ("(a) False report: nodule in the lung: 3\n(c) Place: 0", None),
+        ("(a) False report: 12 mm nodule\n(c) Place: 0", None),
+        ("(a) False report:\n 2. nodule, effusion\n(c) Place: 0", None),
+        ("(a) False report: None of the two nodules is there\n(c) Place: 0", None),
+        ("(1) nodule\n(2) effusion", None),
+        ("None, but two nodules were missed.", None),
+    ],
+)
+def test_a_kind_of_error_is_counted_or_the_answer_is_unreadable(lines: str, counts: tuple[int, ...] | None) -> None:
+    verdict = parse(significant(lines))
+    assert (None if verdict is None else verdict.significant) == counts
+
+
+@pytest.mark.parametrize("title", ["**[{}]:**", "**[{}]**:", "### [{}]", "[{}]:", "***[{}]:***"])
+def test_titles_may_be_bold_or_headings(title: str) -> None:
+    lines = significant("(b) Missing: 1. nodule")
+    for name in ("Clinically Significant Errors", "Matched Findings"):
+        lines = lines.replace(f"[{name}]:", title.format(name))
+    verdict = parse(lines)
+    assert verdict is not None
+    assert verdict.score == 0.75
+
+
+@pytest.mark.parametrize("quote", ["I write [Clinically Significant Errors]: none there.", significant("none", "9. A")])
+def test_the_section_counts_and_not_its_quotation_in_the_explanation(quote: str) -> None:
+    verdict = parse(f"[Explanation]:\n{quote}\n\n{significant('(a) False report: 1. nodule')}")
+    assert verdict == Verdict((1, 0, 0, 0, 0, 0), (0,) * 6, 3)
+
+
+def test_a_section_is_not_ended_by_a_quotation_of_its_title() -> None:
+    verdict = parse(significant("(a) False report: 1. nodule", "3. A; as [Clinically Significant Errors]: none says"))
+    assert verdict == Verdict((1, 0, 0, 0, 0, 0), (0,) * 6, 3)
+
+
+@pytest.mark.parametrize(("matched", "count"), [("1. A\n2. B\n3. C", 3), ("3. A\nB\nC", 3), ("12 mm nodule", None)])
+def test_matched_findings_in_a_list_are_all_counted(matched: str, count: int | None) -> None:
+    verdict = parse(significant("none", matched))
+    assert (None if verdict is None else verdict.matched) == count
+
+
 NODULE = Stated("lung_nodule", "left", "upper lobe", 12)
 CYST = Stated("hepatic_cyst", "", "segment IV", 30)
 
