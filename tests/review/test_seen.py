@@ -178,3 +178,17 @@ def test_stale_read_it_leaves_the_draft_that_was_taken_up(here: Department, read
     latest = accept_all(reader, study_id)
     assert second.act(f"/studies/{study_id}/start-over").status_code == 409
     assert copy_revision(reader.get(f"/studies/{study_id}").text) == latest
+
+
+def test_section_of_a_draft_that_was_never_shown_is_not_accepted(
+    here: Department, reader: Reader, second: Reader
+) -> None:
+    study_id = here.drafted(slices=2)
+    seen = copy_revision(second.get(f"/studies/{study_id}").text)
+    redrafted(
+        here, study_id, sentences=OTHER
+    )  # nobody touched the first: the page follows, but was not drawn again yet
+    answer = second.act(f"/studies/{study_id}/accept-all", section="findings", revision=seen)
+    assert answer.status_code == 409
+    text = reader.get(f"/studies/{study_id}").text
+    assert "Unseen: " in text and 'data-assessment="accepted"' not in text

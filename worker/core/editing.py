@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from worker.core import audit, records, studies
-from worker.core.errors import AccessError, NotFoundError, ReportError, StateError
+from worker.core.errors import AccessError, NotFoundError, ReportError, StateError, TextClosedError
 from worker.core.records import AuthorKind, ReportVersion, Role, User, new_id
 from worker.core.report import SIGNED_STATES, Assessment, Origin, ReportState, Section
 from worker.core.review_records import EditOutcome, SentenceEdit, WorkingCopy, WorkingSentence
@@ -173,7 +173,7 @@ def change(
 
     `text` alone is an edit: the machine's own words again are untouched again, no words at all are a rejection.
     `assessment` ACCEPTED, REJECTED or UNTOUCHED (take back: the machine's words return) needs no text.
-    Raises `NotFoundError`, `AccessError`, `StateError` when the copy is closed, `ReportError` when the text is too long.
+    Raises `NotFoundError`, `AccessError`, `TextClosedError` when the copy is closed, `ReportError` when the text is too long.
     """
     user = radiologist(session, reader)
     row = session.get(WorkingSentence, sentence_id)
@@ -363,7 +363,7 @@ def _locked_copy(session: Session, copy_id: str) -> WorkingCopy:
     if copy is None:
         raise NotFoundError("there is no such working copy")
     if copy.closed_at is not None:
-        raise StateError("this text was signed, rejected or put aside meanwhile; load the page again")
+        raise TextClosedError("this text was signed, rejected or put aside meanwhile; load the page again")
     return copy
 
 

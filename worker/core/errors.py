@@ -140,6 +140,10 @@ class StateError(FinalError):
     """The present state does not allow this change."""
 
 
+class TextClosedError(StateError):
+    """The text under work was signed, rejected or put aside before this change reached it."""
+
+
 class SignatureError(FinalError):
     """A final text has no signature, or its hash differs from the signed one."""
 

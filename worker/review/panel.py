@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from worker.core import checks, editing, records, redrafts, reports, seen, signing
+from worker.core import checks, editing, late_words, records, redrafts, reports, seen, signing
 from worker.core.checks import Problem
 from worker.core.errors import StateError
 from worker.core.records import ReportVersion
@@ -84,6 +84,7 @@ class Panel:
     correctable: bool
     is_correction: bool
     unsigned: tuple[tuple[Piece, ...], ...]  # what a correction had changed when the time to sign it was over
+    late_words: tuple[SentenceEdit, ...]  # of this reader, that came after their text was closed
     communications: tuple[Communication, ...]
     evidence_asked: bool
     evidence_refused: str
@@ -165,6 +166,7 @@ def build(session: Session, report: records.Report, login: Login, desk: Desk, se
         correctable=correctable,
         is_correction=copy is not None and report.state in SIGNED_STATES,
         unsigned=_changes(lapsed) if lapsed is not None else (),
+        late_words=tuple(late_words.of_reader(session, report.id, login.user_id)) if login.may_edit else (),
         communications=tuple(
             session.scalars(
                 sa.select(Communication).where(Communication.report_id == report.id).order_by(Communication.told_at)

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Form
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
-from worker.core import audit, editing, records, redrafts, studies
-from worker.core.errors import NotFoundError, ReportError
+from worker.core import audit, editing, late_words, records, redrafts, seen, studies
+from worker.core.errors import NotFoundError, ReportError, StateError, TextClosedError
 from worker.core.records import new_id
 from worker.core.report import Assessment, Section
 from worker.core.review_records import Communication, SentenceEdit, WorkingSentence
@@ -59,7 +59,15 @@ def judge(
         template = "saved.html" if act is Act.EDIT else "judged.html"
         return _card(session, found, login, report, sentence_id, template), changed.applied
 
-    response, applied = found.database.run(work)
+    def keep(session: Session) -> bool:
+        return late_words.keep(session, sentence_id, login.reader, revision=revision, text=text)
+
+    try:
+        response, applied = found.database.run(work)
+    except TextClosedError as closed:
+        if act is Act.EDIT and found.database.run(keep):
+            raise StateError(f"{closed}: the words that you wrote are kept there") from None
+        raise
     if not applied:
         found.metrics.edit_conflicts.inc()
     return response
@@ -89,13 +97,15 @@ def add(
 
 @router.post("/accept-all")
 def accept_section(
-    study_id: str, found: OfficeOf, login: RadiologistLogin, section: Annotated[Section, Form()]
+    study_id: str, found: OfficeOf, login: RadiologistLogin, section: Annotated[Section, Form()], revision: Revision
 ) -> Response:
-    """Accepts every sentence of one section that is still untouched and not marked as doubtful or weak."""
+    """Accepts every sentence of one section of the shown text that is untouched and not marked as doubtful or weak."""
 
     def work(session: Session) -> Response:
         report = find_report(session, study_id)
         copy = editing.open_copy(session, report.id, login.reader)
+        if not seen.is_of(copy, revision):
+            raise StateError("another text took the place of the one that was shown to you; load the page again")
         settings = found.settings.review
         for row in editing.in_order(copy.sentences):
             plain = not panels.is_doubtful(row.confidence, settings) and not panels.is_weak(row.support, settings)
