@@ -165,7 +165,8 @@ def check(cases: Sequence[Case], compare_contents: bool = True) -> ManifestRepor
     """Look for missing files, duplicates, leakage across splits and empty text.
 
     `compare_contents` also finds equal volumes under different names, by SHA-256 of files of equal length; published sets
-    hold such pairs (AMOS-MM ships three volumes in both its training and its validation archive).
+    hold such pairs (AMOS-MM ships three volumes in both its training and its validation archive). Folders of DICOM files
+    are not compared.
     """
     found = [
         Problem("missing file", "Correct the paths or take these cases out.", tuple(_missing(cases))),
@@ -187,7 +188,12 @@ def check(cases: Sequence[Case], compare_contents: bool = True) -> ManifestRepor
 
 
 def _missing(cases: Sequence[Case]) -> list[str]:
-    return [case.case_id for case in cases if not Path(case.image).is_file()]
+    return [case.case_id for case in cases if not _is_there(Path(case.image))]
+
+
+def _is_there(image: Path) -> bool:
+    """Whether an image is on disk: a file, or the folder of a DICOM series."""
+    return image.is_file() or (image.is_dir() and any(image.iterdir()))
 
 
 def _empty(cases: Sequence[Case]) -> list[str]:

@@ -38,12 +38,23 @@ def read_volume(path: Path | str) -> Volume:
 
     Integer files without scaling keep their type, so a 512 x 512 x 300 volume is 150 MB and not 600.
     """
+    _require_file(Path(path))
     if Path(path).suffix == ".npz":
         return _read_phantom(Path(path))
     try:
         return load_nifti(path)
     except VolumeError as error:
         raise BadVolumeError(str(error)) from error
+
+
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise BadVolumeError(
+            f"{path.name} is a folder: training reads NIfTI files and the .npz of phantoms, so convert a folder of DICOM "
+            "files by `mu2 volume DIR OUT.nii.gz`, or make phantoms with `--format numpy`"
+        )
+    if not path.is_file():
+        raise BadVolumeError(f"{path.name} is not there")
 
 
 def _read_phantom(path: Path) -> Volume:
@@ -97,8 +108,7 @@ class VolumeCache:
 
     def get(self, path: Path | str) -> CachedVolume:
         """The entry of a file, made if it is not there; BadVolumeError when none can be made."""
-        if not Path(path).is_file():
-            raise BadVolumeError(f"{Path(path).name} is not there")
+        _require_file(Path(path))
         entry = self.folder / f"{self.key(path)}.npy"
         if not entry.is_file():
             self._make(path, entry)

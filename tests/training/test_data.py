@@ -15,7 +15,7 @@ from training.data import (
     split_by_patient,
     write_manifest,
 )
-from training.phantoms.generate import PROMPT
+from training.phantoms.generate import PROMPT, ImageFormat, Order, generate
 
 
 def kinds(report_cases: list[Case]) -> set[str]:
@@ -45,6 +45,15 @@ def test_a_clean_manifest_has_no_fault(cases: list[Case]) -> None:
     report = check(cases)
     assert report.ok
     assert report.text() == "cases: train 4, validation 2, test 0\nno fault found"
+
+
+def test_phantoms_as_dicom_pass_the_check_and_an_empty_folder_is_no_image(tmp_path: Path) -> None:
+    list(generate(Order(tmp_path, 1, 1, image_format=ImageFormat.DICOM), processes=1))
+    made = read_manifest(tmp_path)
+    assert Path(made[0].image).is_dir()
+    assert check(made).ok
+    (tmp_path / "empty").mkdir()
+    assert kinds([replace(made[0], image=str(tmp_path / "empty"))]) == {"missing file"}
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,14 @@ def test_bad_files_are_counted_with_their_reason_and_the_others_prepared(
     assert report.text().startswith("1 volumes ready, 3 bad")
 
 
+def test_a_folder_of_dicom_files_is_bad_with_a_word_on_what_training_reads(cache: VolumeCache, tmp_path: Path) -> None:
+    told = cache.prepare([str(tmp_path)]).bad[str(tmp_path)]
+    assert "is a folder: training reads NIfTI files" in told
+    assert "mu2 volume DIR OUT.nii.gz" in told
+    with pytest.raises(BadVolumeError, match="is a folder"):
+        read_volume(tmp_path)
+
+
 def test_shorter_volumes_are_padded_by_masked_chunks(cases: list[Case], cache: VolumeCache) -> None:
     stacked = stack_volumes([cache.get(cases[0].image), cache.get(cases[1].image)])
     assert stacked["chunk_mask"].tolist() == [[True, False], [True, True]]
