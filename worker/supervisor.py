@@ -15,14 +15,13 @@ import ctypes
 import fcntl
 import os
 import signal
-import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import IO
 
@@ -320,19 +319,14 @@ def prepare_database(settings: Settings) -> None:
         database.close()
 
 
-def answers(host: str, port: int, pid: int, path: str = "/readyz", *, tls: bool = False) -> bool:
-    """Whether process `pid` serves `path` there and answers 200; whose certificate it shows does not matter.
+def answers(host: str, port: int, pid: int) -> bool:
+    """Whether process `pid` serves /readyz there (`worker.core.health`) and says that it is ready.
 
     Another process on that port, such as the service of another MU2_HOME, does not count.
     """
-    address = EVERY_INTERFACE.get(host, host)
-    connection = (
-        HTTPSConnection(address, port, timeout=PROBE_TIMEOUT_SECONDS, context=ssl._create_unverified_context())
-        if tls
-        else HTTPConnection(address, port, timeout=PROBE_TIMEOUT_SECONDS)
-    )
+    connection = HTTPConnection(EVERY_INTERFACE.get(host, host), port, timeout=PROBE_TIMEOUT_SECONDS)
     try:
-        connection.request("GET", path)
+        connection.request("GET", "/readyz")
         answer = connection.getresponse()
         return answer.status == 200 and answer.getheader(PROCESS_HEADER) == str(pid)
     except (OSError, HTTPException):
