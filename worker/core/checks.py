@@ -113,6 +113,11 @@ def blocking(
     return tuple(sorted(problems, key=lambda p: (p.index is None, p.index or 0)))
 
 
+def critical_words(sentences: Sequence[Sentence]) -> frozenset[str]:
+    """The critical findings that these sentences name, in lower case."""
+    return frozenset(word for _, sentence in _kept(sentences) for word in _critical_words(sentence.text))
+
+
 def _kept(sentences: Sequence[Sentence]) -> Iterator[tuple[int, Sentence]]:
     return ((i, s) for i, s in enumerate(sentences) if s.assessment is not Assessment.REJECTED and s.text.strip())
 
@@ -177,13 +182,12 @@ def _sizes(sentences: Sequence[Sentence]) -> Iterator[Problem]:
 
 def _critical(sentences: Iterable[Sentence]) -> Iterator[Problem]:
     for index, sentence in _kept(tuple(sentences)):
-        word = _critical_word(sentence.text)
+        word = next(_critical_words(sentence.text), None)
         if word:
             yield Problem(Rule.CRITICAL_NOT_COMMUNICATED, index, word)
 
 
-def _critical_word(text: str) -> str | None:
+def _critical_words(text: str) -> Iterator[str]:
     for match in _CRITICAL.finditer(text):
         if not _NEGATION.search(text, 0, match.start()) and not _NEGATED_AFTER.search(text[match.end() :]):
-            return match[1].lower()
-    return None
+            yield match[1].lower()

@@ -18,12 +18,12 @@ from datetime import timedelta
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from worker.core import audit, changed_words, checks, editing, outbox, records, reports, seen, studies
+from worker.core import audit, changed_words, checks, communications, editing, outbox, records, reports, seen, studies
 from worker.core.editing import Reader
 from worker.core.errors import ReportError, SignatureError, StateError
 from worker.core.records import REASON_LENGTH, AuthorKind, ReportVersion, Signature, User, new_id
 from worker.core.report import SIGNED_STATES, Assessment, Origin, ReportState, Section, Sentence
-from worker.core.review_records import Authentication, Communication, WorkingCopy
+from worker.core.review_records import Authentication, WorkingCopy
 from worker.core.settings import Destination, Settings
 
 
@@ -72,7 +72,7 @@ def sign(
     user, report = _at_the_desk(session, report_id, reader)
     _require(report, {ReportState.AI_DRAFT, ReportState.PRELIMINARY}, "signed")
     copy = _copy_as_seen(session, report, user, revision)
-    _require_unblocked(session, report, _sentences(copy))
+    _require_unblocked(session, report, copy)
     return _sign_copy(session, report, user, reader, desk, copy, ReportState.FINAL, authentication_id)
 
 
@@ -85,7 +85,7 @@ def correct(
     if not correctable(session, report, desk):
         raise StateError("the time for corrections is over; write an addendum")
     copy = _copy_as_seen(session, report, user, revision)
-    _require_unblocked(session, report, _sentences(copy))
+    _require_unblocked(session, report, copy)
     return _sign_copy(session, report, user, reader, desk, copy, ReportState.CORRECTED, authentication_id)
 
 
@@ -135,7 +135,11 @@ def addend(
     ]
     problems = [
         problem
-        for problem in _problems(session, report, addendum)
+        for problem in checks.blocking(
+            addendum,
+            patient_sex=report.study.patient_sex,
+            communicated=communications.covers_addendum(session, report),
+        )
         if problem.rule is not checks.Rule.EMPTY_IMPRESSION  # the signed text has its own
     ]
     if problems:
@@ -210,7 +214,12 @@ def correctable(session: Session, report: records.Report, desk: Desk) -> bool:
 
 def problems(session: Session, report: records.Report, copy: WorkingCopy) -> tuple[checks.Problem, ...]:
     """What blocks the signature on this copy; an index counts in `editing.written(copy)`."""
-    return _problems(session, report, _sentences(copy))
+    sentences = _sentences(copy)
+    return checks.blocking(
+        sentences,
+        patient_sex=report.study.patient_sex,
+        communicated=communications.covers_copy(session, copy, sentences),
+    )
 
 
 def _at_the_desk(session: Session, report_id: str, reader: Reader) -> tuple[User, records.Report]:
@@ -246,15 +255,8 @@ def _sentences(copy: WorkingCopy) -> list[Sentence]:
     return [reports.to_sentence(row) for row in editing.written(copy)]
 
 
-def _problems(session: Session, report: records.Report, sentences: Sequence[Sentence]) -> tuple[checks.Problem, ...]:
-    told = sa.exists().where(Communication.report_id == report.id)
-    return checks.blocking(
-        sentences, patient_sex=report.study.patient_sex, communicated=bool(session.scalar(sa.select(told)))
-    )
-
-
-def _require_unblocked(session: Session, report: records.Report, sentences: Sequence[Sentence]) -> None:
-    found = _problems(session, report, sentences)
+def _require_unblocked(session: Session, report: records.Report, copy: WorkingCopy) -> None:
+    found = problems(session, report, copy)
     if found:
         titles = dict.fromkeys(checks.TITLES[problem.rule] for problem in found)
         raise StateError("the report cannot be signed yet: " + "; ".join(titles))
