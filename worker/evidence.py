@@ -34,7 +34,7 @@ class Request:
     version_id: str
     study_id: str
     weights_sha256: str  # of the model that wrote the draft
-    folder: str  # of the model input, below the store; empty when it is gone
+    folder: str  # of the model input that the draft was made from, below the store; empty when there is none
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ def claim(session: Session, worker: str, seconds: float) -> Request | None:
         lease.owner, lease.until = worker, until
     version = session.get_one(ReportVersion, asked.version_id)
     study = session.scalars(sa.select(Study).join(Report).where(Report.id == version.report_id)).one()
-    current = study.revision == version.study_revision and study.model_input
-    folder = current or str(model_inputs.folder(study.id) / str(version.study_revision))
+    folder = model_inputs.of_revision(session, study, version.study_revision) or ""
     return Request(version.id, study.id, (version.provenance or {}).get("weights_sha256", ""), folder)
 
 
@@ -87,11 +86,11 @@ def answer(means: Means, request: Request, reporter: Reporter, deadline: Deadlin
     if request.weights_sha256 != reporter.weights_sha256:
         raise ModelError("the draft was written by another model than this worker's; requeue the study for a new one")
     root = means.settings.store_root
-    paths = sorted((root / request.folder).rglob("volume-*.npz"))
+    folder = root / request.folder
+    paths = sorted(folder.glob("volume-*.npz")) if request.folder else []
     if not paths:
         raise ModelError("the model input is no longer in the store; requeue the study")
-    folder = paths[-1].parent
-    explained = reporter.explain([stored.load(path) for path in paths if path.parent == folder], deadline)
+    explained = reporter.explain([stored.load(path) for path in paths], deadline)
     by_text = {(one.region, one.text): one for one in explained}
     found: dict[str, _Found] = {}
     for sentence_id, key in _sentences(means, request).items():

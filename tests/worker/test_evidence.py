@@ -1,5 +1,6 @@
 """Evidence on request: found by the model that drafted, stored with the sentences, or refused with a reason."""
 
+import shutil
 from datetime import timedelta
 
 import numpy as np
@@ -10,7 +11,7 @@ from tests.worker.hospital_site import Site, wait_for
 from worker import evidence, tasks
 from worker.core import studies
 from worker.core.notices import UNTRAINED
-from worker.core.records import AuditEvent, ReportVersion, Role, Sentence, Stage, User
+from worker.core.records import AuditEvent, ReportVersion, Role, Sentence, Stage, Study, User
 from worker.core.review_records import EvidenceRequest
 from worker.imaging import heat
 from worker.inference.mu2 import untrained_checkpoint
@@ -110,6 +111,21 @@ def test_two_workers_never_answer_one_request(site: Site, drafted: str) -> None:
     first, second = (site.database.run(lambda session: evidence.claim(session, "worker", 60)) for _ in range(2))
     assert first is not None
     assert second is None
+
+
+def test_evidence_is_sought_in_the_very_input_of_the_draft_when_the_study_has_a_newer_one(
+    site: Site, worker_process: WorkerProcess, drafted: str
+) -> None:
+    (study,) = site.rows(Study)
+    assert study.model_input is not None
+    left_over = site.store / study.model_input
+    shutil.copytree(left_over, left_over.with_name("f" * 32))  # of a worker that lost its lease
+    site.database.run(lambda session: studies.requeue(session, study.id))
+    tasks.answer(worker_process, Stage.PREPARE, "task")
+    ask(site, drafted)
+    claimed = site.database.run(lambda session: evidence.claim(session, "worker", 60))
+    assert claimed is not None
+    assert claimed.folder == study.model_input
 
 
 def test_request_that_nobody_could_answer_for_a_day_is_refused(site: Site, drafted: str) -> None:
