@@ -4,7 +4,6 @@ import contextlib
 import re
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -17,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from tests.core.builders import claimed, completed, destination
-from worker.core import accounts, reports, studies
+from worker.core import accounts, model_inputs, reports, studies
 from worker.core.database import Database
 from worker.core.records import Report, Role, Stage, User
 from worker.core.report import Provenance, ReportState, Section, Sentence
@@ -79,18 +78,8 @@ class Department:
     ) -> str:
         """The id of a study with a draft and its volume."""
         completed(self.database, **{"patient_name": "DOE^JANE", **changes})
-        prepare = claimed(self.database, Stage.PREPARE)
-        folder = f"inputs/{prepare.study_id[:2]}/{prepare.study_id}/1/{uuid.uuid4()}"
-        root = self.settings.store_root
-        (root / folder).mkdir(parents=True)
         volume = phantom(slices, size)
-        stored.save(volume, root / folder / "volume-01.npz")
-        choice = {
-            "series": [],
-            "volumes": [{"regions": ["chest", "abdomen"], "repairs": [], "shape": list(volume.hu.shape)}],
-        }
-        with self.database.write() as session:
-            studies.store_prepared(session, prepare, choice, folder)
+        folder = self.prepared(volume)
         claim = claimed(self.database, Stage.DRAFT)
         with self.database.write() as session:
             study = studies.held(session, claim)
@@ -104,10 +93,33 @@ class Department:
                 hot = np.zeros((slices // 4, 8, 8), np.float32)
                 hot[slices // 8, 3, 5] = 1.0
                 grid = volume.affine @ np.diag([4.0, volume.hu.shape[1] / 8, volume.hu.shape[2] / 8, 1.0])
-                heat.save(heat.Heat(hot, grid, 0.42), root / folder / "heat.npz")
+                heat.save(heat.Heat(hot, grid, 0.42), self.settings.store_root / folder / "heat.npz")
                 version.sentences[1].evidence = f"{folder}/heat.npz"
             studies.mark_drafted(session, study, claim)
             return study.id
+
+    def prepared(self, volume: Volume) -> str:
+        """Prepares the study that is due; the folder of its model input, below the store."""
+        prepare = claimed(self.database, Stage.PREPARE)
+        folder = str(model_inputs.folder(prepare.study_id) / str(prepare.revision) / prepare.token)
+        (self.settings.store_root / folder).mkdir(parents=True)
+        stored.save(volume, self.settings.store_root / folder / "volume-01.npz")
+        shown = {"regions": list(volume.regions), "repairs": [], "shape": list(volume.hu.shape)}
+        with self.database.write() as session:
+            studies.store_prepared(session, prepare, {"series": [], "volumes": [shown]}, folder)
+        return folder
+
+    def drafted_again(self, study_id: str, volume: Volume, sentences: tuple[Sentence, ...]) -> None:
+        """A new revision: another volume, and another draft from it."""
+        with self.database.write() as session:
+            studies.requeue(session, study_id)
+        self.prepared(volume)
+        claim = claimed(self.database, Stage.DRAFT)
+        with self.database.write() as session:
+            study = studies.held(session, claim)
+            assert study is not None
+            reports.add_draft(session, study, reports.Draft(sentences, Provenance("mu2LLM", "0.2", "0" * 64, "prompt")))
+            studies.mark_drafted(session, study, claim)
 
 
 def department(database: Database, folder: Path, **review: object) -> Department:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from pypdf import PdfReader
 
 from tests.review.browser import Browser, Page, log_in, needs_chromium, open_study, picture, until, wait_for_picture
-from tests.review.builders import SENTENCES, Department
+from tests.review.builders import SENTENCES, Department, phantom
 from worker.core.records import Study
 from worker.core.report import DISCLOSURE, BestSlice, Section, Sentence
 from worker.core.review_records import EvidenceRequest
@@ -204,18 +204,12 @@ def test_click_on_a_sentence_of_a_fresh_draft_shows_its_best_slice_without_any_e
 
 def test_what_was_mended_in_the_geometry_stands_on_the_picture(here: Department, page: str, browser: Browser) -> None:
     window = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
-    study_id = here.drafted(slices=2, size=8)
-    repairs = [
+    repairs = (
         "the gantry was tilted by 12.0 degrees; slices were shifted back",
         "1 missing slice was filled in between",
-    ]
-    with here.database.write() as session:
-        session.get_one(Study, study_id).choice = {
-            "series": [],
-            "volumes": [{"regions": ["chest"], "repairs": repairs}],
-        }
-    open_study(window, page, study_id)
-    wait_for_picture(window)
+    )
+    log_in(window, page)
+    show(here, page, window, replace(phantom(2, 8), repairs=repairs))
     told = window.inner_text("#readout").split("\n")
     assert told == [*(f"repaired: {repair}" for repair in repairs), "axial 2 / 2"]
     picture(window, "repaired")
@@ -251,7 +245,7 @@ def test_open_page_says_when_its_volume_was_made_anew(
     with here.database.write() as session:
         study = session.get_one(Study, study_id)
         assert study.model_input is not None
-        shutil.copytree(here.settings.store_root / study.model_input, here.settings.store_root / "anew")
+        shutil.move(here.settings.store_root / study.model_input, here.settings.store_root / "anew")
         study.model_input = "anew"
     window.keyboard.press("c")
     until(window, "document.getElementById('stage-note').textContent.includes('Load the page again')")

@@ -1,7 +1,7 @@
 """The report of one study as the page shows it: sentences with their marks, what blocks signing, what may be done."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -27,10 +27,11 @@ from worker.core.review_records import (
     WorkingCopy,
     WorkingSentence,
 )
-from worker.core.settings import ReviewSettings
+from worker.core.settings import ReviewSettings, Settings
 from worker.core.signing import Desk
-from worker.review import origins
+from worker.review import images, origins
 from worker.review.access import Login
+from worker.review.images import Images
 from worker.review.origins import Drafted, Piece
 
 CORRECTABLE_STATES = frozenset({ReportState.FINAL, ReportState.CORRECTED})
@@ -42,6 +43,7 @@ class Card:
     """One sentence on the page."""
 
     id: str  # of the working sentence, or of the version's sentence when the report is read-only
+    # Both are of the images that the text was drafted from, and None and empty beside any others.
     evidence_id: str | None  # of the stored sentence whose evidence can be shown; None while there is none
     best_slice: str  # number of its volume and a point in RAS millimetres, for the viewer; empty where there is none
     section: Section
@@ -71,6 +73,7 @@ class Panel:
     report_id: str
     state: ReportState
     version: ReportVersion
+    images: Images
     copy: WorkingCopy | None
     revision: str  # what an act on this page names as seen (`seen.full_revision`)
     editable: bool
@@ -125,7 +128,7 @@ class Panel:
         return written[problem.index]
 
 
-def build(session: Session, report: records.Report, login: Login, desk: Desk, settings: ReviewSettings) -> Panel:
+def build(session: Session, report: records.Report, login: Login, desk: Desk, settings: Settings) -> Panel:
     """The panel for this reader; a radiologist's open text is the working copy, everybody else's the version that stands."""
     copy = _copy(session, report, login)
     version = editing.of_record(session, report.id)
@@ -138,13 +141,16 @@ def build(session: Session, report: records.Report, login: Login, desk: Desk, se
     began = copy.base if copy is not None else version
     machine = origins.machine_version(session, began)
     drafted = origins.drafted(machine, began)
+    beside = images.beside(session, report.study, began.study_revision, settings.store_root)
     asked = session.get(EvidenceRequest, machine.id) if machine is not None else None
     if copy is not None:
-        cards = _working_cards(copy, problems, lost, settings, drafted)
+        cards = _working_cards(copy, problems, lost, settings.review, drafted)
         sentences: Sequence[Sentence] = [reports.to_sentence(row) for row in editing.written(copy)]
     else:
-        cards = tuple(_read_only_card(row, settings, drafted.get(row.id)) for row in version.sentences)
+        cards = tuple(_read_only_card(row, settings.review, drafted.get(row.id)) for row in version.sentences)
         sentences = [reports.to_sentence(row) for row in version.sentences]
+    if not beside.of_the_text:
+        cards = tuple(replace(card, evidence_id=None, best_slice="") for card in cards)
     newer = _newer_draft(session, report, copy, version)
     has_machine_text = any(s.origin is not Origin.PERSON for s in sentences)
     reviewed = copy is None and version.state in SIGNED_STATES
@@ -153,6 +159,7 @@ def build(session: Session, report: records.Report, login: Login, desk: Desk, se
         report_id=report.id,
         state=report.state,
         version=version,
+        images=beside,
         copy=copy,
         revision=seen.full_revision(copy or lapsed),
         editable=copy is not None,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Request
+from fastapi import APIRouter, BackgroundTasks, Query, Request
 from fastapi import Path as InPath
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy.orm import Session
@@ -11,9 +11,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.routing import Route
 
 from worker import queues
-from worker.core import audit, editing, studies
+from worker.core import audit, editing, model_inputs, studies
 from worker.core.errors import NotFoundError
-from worker.core.records import Sentence, Study
+from worker.core.records import Sentence
 from worker.core.review_records import EvidenceRequest
 from worker.imaging import heat
 from worker.review import origins, slices
@@ -23,29 +23,23 @@ from worker.review.slices import OpenVolume
 from worker.review.study import find, find_report, report_side
 
 router = APIRouter(prefix="/studies/{study_id}")
+Input = Annotated[str, Query(alias="input", max_length=100)]  # the name of a model input
 Index = Annotated[int, InPath(ge=0, le=100_000)]
 KEEP_SECONDS = 1800  # in the browser's private cache; logging out clears it
 
 
 @router.get("/volumes")
-def describe(study_id: str, found: OfficeOf, login: QuietReaderLogin) -> JSONResponse:
-    """The volumes that the model saw, the main one first."""
-    with found.database.read() as session:
-        study = find(session, study_id)
-    facts = (study.choice or {}).get("volumes", [])
+def describe(study_id: str, found: OfficeOf, login: QuietReaderLogin, wanted: Input = "") -> JSONResponse:
+    """The volumes that the model saw, the main one first: those of the model input that the page names, else the newest.
+
+    Raises what `_folder` raises.
+    """
     described = []
-    for number, path in enumerate(_paths(found, study), start=1):
-        fact = facts[number - 1] if number <= len(facts) else {}
-        label = ", ".join(fact.get("regions", [])) or "CT"
-        described.append(
-            {
-                "number": number,
-                "label": f"{number}: {label}",
-                "repairs": fact.get("repairs", []),
-                "input": path.parent.name,
-                **slices.open_volume(path).describe(),
-            }
-        )
+    for number, path in enumerate(sorted(_folder(found, study_id, wanted).glob("volume-*.npz")), start=1):
+        volume = slices.open_volume(path)
+        label = ", ".join(volume.regions) or "CT"
+        facts = {"number": number, "label": f"{number}: {label}", "input": path.parent.name}
+        described.append(facts | volume.describe())
     return JSONResponse(described)
 
 
@@ -54,7 +48,8 @@ async def show_slice(request: Request) -> Response:
 
     A reader scrolls: the look at session and study holds for `Looks.SECONDS` of this reader, study and volume. A page
     names the model input that it shows (`?input=`): when slices came late and the volume was made anew, neither the
-    browser's cache nor this server mixes two volumes. Raises what `find`, `OpenVolume.plane` and the access checks raise.
+    browser's cache nor this server mixes two volumes, and a text goes on standing beside its own. Raises what `_folder`,
+    `OpenVolume.plane` and the access checks raise.
     """
     found, place = office(request), request.path_params
     study_id, number, plane, index = place["study_id"], place["number"], place["plane"], place["index"]
@@ -64,10 +59,8 @@ async def show_slice(request: Request) -> Response:
     path = found.looks.get(cookie, study_id, number)
     wanted = request.query_params.get("input", "")
     if path is None or wanted not in {"", path.parent.name}:
-        path = await run_in_threadpool(_look, found, request, study_id, number)
+        path = await run_in_threadpool(_look, found, request, study_id, number, wanted)
         found.looks.put(cookie, study_id, number, path)
-    if wanted not in {"", path.parent.name}:
-        raise NotFoundError("the volume was made anew; load the page again")
     tag = f'"{path.parent.name}-{number}-{plane}-{index}"'
     headers = {"Cache-Control": f"private, max-age={KEEP_SECONDS}", "ETag": tag, "Vary": "Cookie"}
     if request.headers.get("If-None-Match") == tag:
@@ -110,11 +103,12 @@ def ask_for_evidence(study_id: str, found: OfficeOf, login: ReaderLogin, after: 
 
 @router.get("/evidence/{sentence_id}")
 def describe_evidence(study_id: str, sentence_id: str, found: OfficeOf, login: QuietReaderLogin) -> JSONResponse:
-    """The slice where the evidence for a sentence is strongest, and how faithful it is."""
+    """The slice where the evidence for a sentence is strongest, of which model input, and how faithful it is."""
     evidence, path = _evidence(found, study_id, sentence_id)
     volume = slices.open_volume(path)
     return JSONResponse(
         {
+            "input": path.parent.name,
             "volume": evidence.volume,
             "slice": evidence.strongest_plane(volume.affine, volume.count("axial")),
             "faithfulness": evidence.faithfulness,
@@ -133,31 +127,36 @@ def show_evidence(study_id: str, sentence_id: str, index: Index, found: OfficeOf
     return Response(body.tobytes(), media_type="application/octet-stream", headers=headers)
 
 
-def _look(found: Office, request: Request, study_id: str, number: int) -> Path:
+def _look(found: Office, request: Request, study_id: str, number: int, wanted: str) -> Path:
     admit_reader(request, found)
-    return _path(found, study_id, number)
+    return _folder(found, study_id, wanted) / _file(number)
 
 
-def _path(found: Office, study_id: str, number: int) -> Path:
+def _folder(found: Office, study_id: str, wanted: str) -> Path:
+    """The study's model input of this name, else its newest; raises `NotFoundError` where the store has it no more."""
     with found.database.read() as session:
         study = find(session, study_id)
-    if study.model_input is None:
+        folder = model_inputs.named(session, study, wanted) if wanted else study.model_input
+        current = folder == study.model_input
+    if folder is None and not wanted:
         raise NotFoundError("the study has no volume now")
-    return found.settings.store_root / study.model_input / f"volume-{number:02d}.npz"
+    path = found.settings.store_root / (folder or "")
+    if folder is None or not (current or path.is_dir()):
+        raise NotFoundError("the volume was made anew; load the page again")
+    return path
 
 
-def _paths(found: Office, study: Study) -> list[Path]:
-    if study.model_input is None:
-        return []
-    return sorted((found.settings.store_root / study.model_input).glob("volume-*.npz"))
+def _file(number: int) -> str:
+    return f"volume-{number:02d}.npz"
 
 
 def _evidence(found: Office, study_id: str, sentence_id: str) -> tuple[heat.Heat, Path]:
+    """The evidence for a sentence and the volume that it was found in: they lie side by side."""
     with found.database.read() as session:
         study = find(session, study_id)
         row = session.get(Sentence, sentence_id)
         if row is None or row.version.report.study_id != study.id or row.evidence is None:
             raise NotFoundError("there is no evidence for this sentence")
-        stored = row.evidence
-    evidence = heat.load(found.settings.store_root / stored)
-    return evidence, _path(found, study_id, evidence.volume)
+        path = found.settings.store_root / row.evidence
+    evidence = heat.load(path)
+    return evidence, path.parent / _file(evidence.volume)

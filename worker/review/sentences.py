@@ -200,6 +200,6 @@ def _of_this_report(session: Session, sentence_id: str, report: records.Report) 
 def _card(
     session: Session, found: Office, login: Login, report: records.Report, sentence_id: str, template: str
 ) -> Response:
-    panel = panels.build(session, report, login, found.desk, found.settings.review)
+    panel = panels.build(session, report, login, found.desk, found.settings)
     card = next((c for c in panel.cards if c.id == sentence_id), None)
     return render(found, login, template, study=report.study, panel=panel, card=card, notice="", problem="")

@@ -4,10 +4,12 @@ A plane is sent as gzip-compressed little-endian int16 Hounsfield units and wind
 the axes were put in the order that readers know: patient right on the left of the picture, front at the top.
 """
 
+import json
 import threading
 import time
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +36,8 @@ class OpenVolume:
     spacing_mm: tuple[float, float, float]
     affine: NDArray[np.float64]  # 4x4 of the view: (slice, row, column, 1) to RAS millimetres
     oblique: bool  # an axis lies more than a few degrees off the patient's
+    regions: tuple[str, ...]  # of the body
+    repairs: tuple[str, ...]  # what was mended in the geometry
 
     def count(self, plane: str) -> int:
         """How many planes there are."""
@@ -55,7 +59,7 @@ class OpenVolume:
         return np.ascontiguousarray(cut, dtype="<i2")
 
     def describe(self) -> dict[str, Any]:
-        """What the viewer needs to know of each plane: size, spacing in millimetres, letters at the four edges."""
+        """What the viewer needs to know: of each plane size, spacing in millimetres and letters at the four edges; repairs."""
         depth, rows, columns = self.hu.shape
         z, y, x = self.spacing_mm
         edges = {"axial": "ALPR", "coronal": "HLFR", "sagittal": "HPFA"}
@@ -71,6 +75,7 @@ class OpenVolume:
                 for plane, size in sizes.items()
             },
             "oblique": self.oblique,
+            "repairs": list(self.repairs),
             # RAS millimetres (x, y, z, 1) times this is the index of the axial slice.
             "axial_of_ras": [float(value) for value in np.linalg.inv(self.affine)[0]],
         }
@@ -92,11 +97,13 @@ def _open(path: str, _modified: int) -> OpenVolume:
             hu = _map(path, archive, "hu.npy")
             with archive.open("affine.npy") as file:
                 affine = npy.read_array(file, allow_pickle=False)
+            with archive.open("facts.npy") as file:
+                facts = json.loads(npy.read_array(file, allow_pickle=False).tobytes())
     except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
         raise InvalidObjectError("the stored volume is damaged; requeue the study") from error
     except OSError as error:
         raise StoreUnavailableError(f"the volume cannot be read: {error.strerror or 'input error'}") from error
-    return _in_reading_order(hu, affine)
+    return _in_reading_order(hu, affine, facts)
 
 
 def _map(path: str, archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
@@ -116,7 +123,7 @@ def _map(path: str, archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape, order="F" if fortran else "C")
 
 
-def _in_reading_order(hu: NDArray[Any], affine: NDArray[np.float64]) -> OpenVolume:
+def _in_reading_order(hu: NDArray[Any], affine: NDArray[np.float64], facts: Mapping[str, Any]) -> OpenVolume:
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     wanted = ((2, 1), (1, -1), (0, -1))  # head, back, left along growing indices; RAS counts right and front
     axes: list[int] = []
@@ -136,7 +143,14 @@ def _in_reading_order(hu: NDArray[Any], affine: NDArray[np.float64]) -> OpenVolu
     view = np.transpose(hu, axes)[tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)]
     slice_mm, row_mm, column_mm = np.linalg.norm(turned[:3, :3], axis=0)
     aligned = min(abs(directions[ras, axis]) for (ras, _), axis in zip(wanted, axes, strict=True))
-    return OpenVolume(view, (float(slice_mm), float(row_mm), float(column_mm)), turned, bool(aligned < _OBLIQUE_COSINE))
+    return OpenVolume(
+        view,
+        (float(slice_mm), float(row_mm), float(column_mm)),
+        turned,
+        bool(aligned < _OBLIQUE_COSINE),
+        tuple(facts["regions"]),
+        tuple(facts["repairs"]),
+    )
 
 
 class SliceCache:

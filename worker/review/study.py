@@ -19,6 +19,7 @@ from worker.results import pdf
 from worker.review import panel as panels
 from worker.review.access import Login, OfficeOf, QuietReaderLogin, ReaderLogin
 from worker.review.desk import Office
+from worker.review.images import Images
 from worker.review.pages import render
 from worker.review.panel import Panel
 
@@ -31,6 +32,7 @@ class Opened:
 
     study: Study
     panel: Panel | None  # None while there is no draft
+    images: Images
     messages: Sequence[Message]
 
 
@@ -62,8 +64,9 @@ def opened(session: Session, found: Office, login: Login, study_id: str) -> Open
     if report is not None:
         if login.may_edit and report.state in editing.EDITABLE_STATES:
             editing.open_copy(session, report.id, login.reader)
-        panel = panels.build(session, report, login, found.desk, found.settings.review)
-    return Opened(study, panel, _messages(session, study))
+        panel = panels.build(session, report, login, found.desk, found.settings)
+    beside = panel.images if panel is not None else Images(study.model_input, True)
+    return Opened(study, panel, beside, _messages(session, study))
 
 
 def see(session: Session, study_id: str, user_id: str) -> None:
@@ -89,6 +92,7 @@ def show(study_id: str, found: OfficeOf, login: ReaderLogin) -> Response:
             "study.html",
             study=view.study,
             panel=view.panel,
+            images=view.images,
             messages=view.messages,
             notice="",
             problem="",
@@ -106,10 +110,8 @@ def show_report(study_id: str, found: OfficeOf, login: QuietReaderLogin) -> Resp
 def report_side(session: Session, found: Office, login: Login, study_id: str, **said: Any) -> Response:
     """The report's side of the page as it stands now."""
     view = opened(session, found, login, study_id)
-    values = {"notice": "", "problem": "", **said}
-    return render(
-        found, login, "report_side.html", study=view.study, panel=view.panel, messages=view.messages, **values
-    )
+    values = {"images": view.images, "messages": view.messages, "notice": "", "problem": "", **said}
+    return render(found, login, "report_side.html", study=view.study, panel=view.panel, **values)
 
 
 @router.get("/print")

@@ -38,6 +38,7 @@ function select(card, { scroll = true } = {}) {
   if (!card) return;
   document.querySelector("article.sentence.current")?.classList.remove("current");
   card.classList.add("current");
+  if (card.id !== selected) viewer("plain"); // evidence never stands over the picture while another sentence is chosen
   selected = card.id;
   if (scroll) card.scrollIntoView({ block: "nearest" });
   if (!card.contains(document.activeElement)) card.focus({ preventScroll: true });
@@ -64,8 +65,9 @@ function arrived() {
   if (!awaited || document.querySelector("[data-evidence-toggle]:disabled")) return;
   const card = document.getElementById(awaited);
   awaited = "";
-  if (card?.dataset.evidence) viewer("evidence", { sentence: card.dataset.evidence, overlay: true });
-  else toast("There is no evidence for this sentence.");
+  if (!card?.dataset.evidence) toast("There is no evidence for the sentence that you asked about.");
+  else if (card === current()) viewer("evidence", { sentence: card.dataset.evidence, overlay: true });
+  else toast("The evidence that you asked for is there: choose its sentence and press O.");
 }
 
 function act(name) {

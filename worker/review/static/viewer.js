@@ -2,6 +2,10 @@
 //
 // Shapes: a slice is Int16Array(rows * columns); image coordinates (x, y) are columns and rows, fractional.
 // Every wheel step leaves a performance measure named "slice-painted": from the event to the frame that shows it.
+// The report's side of the page names the images that belong beside its text; when it is drawn again, they follow it.
+
+import { drawMeasure, lengthOf } from "./measures.js";
+import { ask, sliceStore } from "./slices.js";
 
 const PRESETS = [
   { name: "soft tissue", width: 400, centre: 40 },
@@ -10,11 +14,9 @@ const PRESETS = [
   { name: "bone", width: 2500, centre: 480 },
   { name: "brain", width: 80, centre: 40 },
 ];
-const CACHE_BYTES = 512 * 1024 * 1024;
-const AT_ONCE = 6; // requests under way; browsers open as many connections to one host
-const AHEAD = 400; // slices fetched around the one shown, nearest first
 const OVERLAY_SIZE = 128;
 const WHEEL_STEP = 40; // pixels of a trackpad that make one slice; a wheel's notch is more
+const EDGE_MM = 5; // how far beyond the last slice the middle of the model's last box may lie
 
 const root = document.getElementById("viewer");
 const canvas = document.getElementById("canvas");
@@ -26,43 +28,67 @@ heatPicture.width = heatPicture.height = OVERLAY_SIZE;
 const lut = new Uint32Array(65536);
 
 const view = {
-  volumes: [], volume: null, plane: "axial", index: 0, shown: -1,
+  input: null, other: false, volumes: [], volume: null, plane: "axial", index: 0, shown: -1,
   preset: 0, width: 400, centre: 40, zoom: 1, panX: 0, panY: 0, tool: "window",
-  measures: [], drawing: null, evidence: null, heat: null,
+  measures: [], drawing: null, evidence: null, heat: null, said: "",
 };
-const cache = new Map(); // key → Int16Array, the least recently used first
-let cachedBytes = 0;
-const running = new Map(); // key → true
-const failed = new Set();
 let wanted = 0; // direction of the last step, for prefetching ahead first
 let pendingSteps = []; // times of wheel events whose slice is not painted yet
 let frame = 0;
-let outdated = false; // the server has another volume by now
+let outdated = false; // the server has this volume no more
+let looks = 0; // wishes to look at something, counted: an answer that comes after another wish is dropped
 
 const url = (path) => `/studies/${root.dataset.study}/${path}`;
 const plane = () => view.volume.planes[view.plane];
-const keyOf = (index) => `${view.volume.number}/${view.plane}/${index}?input=${view.volume.input}`;
+const keyOf = (index, { number, input } = view.volume, name = view.plane) => `${number}/${name}/${index}?input=${input}`;
 
-async function start() {
-  bind();
-  resize();
-  const response = await ask(url("volumes"));
-  if (!response.ok) return note("The images cannot be loaded.");
-  view.volumes = await response.json();
-  if (view.volumes.length === 0) return note("No images: the study has no volume.");
-  const series = document.getElementById("series");
-  for (const volume of view.volumes) series.add(new Option(volume.label, volume.number));
-  choose(view.volumes[0]);
+const slices = sliceStore({
+  address: (key) => url(`volumes/${key}`),
+  gone: (key) => { outdated ||= view.volume !== null && key.endsWith(`?input=${view.volume.input}`); },
+  troubled: (key) => { if (isShown(key)) note("This slice cannot be loaded; it is tried again."); },
+  settled: (key) => { if (isShown(key)) repaint(); },
+});
+const isShown = (key) => view.volume !== null && key === keyOf(view.index);
+
+// The images that the report's side names, when others are shown: a newer draft was made from other images.
+function follow() {
+  const { images, otherImages } = document.getElementById("report-side").dataset;
+  view.other = otherImages !== undefined;
+  if (images === view.input) return describe();
+  const again = view.input !== null;
+  view.input = images;
+  clear();
+  if (images) load(images, again);
+  else note("No images: the study has no volume.");
 }
 
-function ask(address) {
-  return fetch(address, { credentials: "same-origin", headers: { "X-Requested-By": "script" } });
+async function load(images, again) {
+  note("Loading");
+  const response = await ask(url(`volumes?input=${encodeURIComponent(images)}`));
+  const volumes = response.ok ? await response.json() : [];
+  if (images !== view.input) return; // others were named meanwhile
+  if (volumes.length === 0) return note("The images cannot be loaded. Load the page again.");
+  view.volumes = volumes;
+  for (const volume of volumes) document.getElementById("series").add(new Option(volume.label, volume.number));
+  choose(volumes[0]);
+  if (again) say("These are the images that belong to the text as it is now.");
+}
+
+function clear() {
+  hideEvidence();
+  [view.volumes, view.volume, view.measures, view.drawing, view.said, view.shown] = [[], null, [], null, "", -1];
+  outdated = false;
+  slices.want(null);
+  document.getElementById("series").replaceChildren();
+  document.getElementById("readout").textContent = "";
+  for (const letter of root.querySelectorAll(".edge")) letter.textContent = "";
+  delete root.dataset.painted;
 }
 
 function choose(volume) {
   view.volume = volume;
   view.measures = [];
-  view.evidence = view.heat = null; // it belongs to one volume
+  hideEvidence(); // it belongs to one volume
   setPlane("axial");
 }
 
@@ -81,56 +107,18 @@ function go(index, since = null) {
   const target = Math.max(0, Math.min(plane().count - 1, index));
   wanted = Math.sign(target - view.index) || wanted;
   view.index = target;
+  view.said = "";
   if (since !== null) pendingSteps.push({ since, target });
-  pump();
+  fetchAround();
   loadHeat();
   repaint();
 }
 
-// Fetches the slice that is wanted first, then its neighbours, nearest first and ahead before behind.
-function pump() {
-  if (!view.volume) return;
-  const count = plane().count;
-  for (let distance = 0; distance < AHEAD && running.size < AT_ONCE; distance++) {
-    const sides = distance === 0 ? [0] : wanted < 0 ? [-distance, distance] : [distance, -distance];
-    for (const offset of sides) {
-      const index = view.index + offset;
-      if (index < 0 || index >= count || running.size >= AT_ONCE) continue;
-      const key = keyOf(index);
-      if (!cache.has(key) && !running.has(key) && !failed.has(key)) fetchSlice(index, key);
-    }
-  }
-}
-
-async function fetchSlice(index, key) {
-  running.set(key, true);
-  const { rows, columns } = plane();
-  try {
-    const response = await ask(url(`volumes/${key}`));
-    if (response.status === 404) { outdated = true; failed.add(key); return; }
-    if (!response.ok) throw new Error(String(response.status));
-    const slice = new Int16Array(await response.arrayBuffer());
-    if (slice.length !== rows * columns) throw new Error("size");
-    remember(key, slice);
-  } catch (error) {
-    failed.add(key);
-    setTimeout(() => { failed.delete(key); pump(); }, 3000);
-    if (key === keyOf(view.index)) note("This slice cannot be loaded; it is tried again.");
-  } finally {
-    running.delete(key);
-    if (key === keyOf(view.index)) repaint();
-    pump();
-  }
-}
-
-function remember(key, slice) {
-  cache.set(key, slice);
-  cachedBytes += slice.byteLength;
-  for (const [old, bytes] of cache) {
-    if (cachedBytes <= CACHE_BYTES || old === key) break;
-    cache.delete(old);
-    cachedBytes -= bytes.byteLength;
-  }
+function fetchAround() {
+  const { rows, columns, count } = plane();
+  const [volume, name] = [view.volume, view.plane];
+  const key = (index) => keyOf(index, volume, name);
+  slices.want({ index: view.index, count, ahead: wanted, size: rows * columns, key });
 }
 
 function setWindow(width, centre) {
@@ -152,12 +140,12 @@ function repaint() {
 
 function paint() {
   frame = 0;
-  const slice = view.volume ? cache.get(keyOf(view.index)) : undefined;
+  const slice = view.volume ? slices.get(keyOf(view.index)) : undefined;
   if (slice && view.shown !== keyOf(view.index)) develop(slice);
   draw();
   describe();
   if (!slice) return outdated && note("The images were made anew. Load the page again.");
-  note("");
+  note(view.said);
   root.dataset.painted = String(view.index);
   const now = performance.now();
   for (const step of pendingSteps) performance.measure("slice-painted", { start: step.since, end: now });
@@ -191,46 +179,22 @@ function draw() {
   context.setTransform(1, 0, 0, 1, 0, 0);
   context.fillStyle = "#000";
   context.fillRect(0, 0, canvas.width, canvas.height);
+  root.dataset.overlay = "";
   if (!view.volume || view.shown === -1) return;
   const { rows, columns } = plane();
   const s = scale();
   context.imageSmoothingEnabled = true;
   context.drawImage(picture, s.left, s.top, columns * s.x, rows * s.y);
-  if (view.shown !== keyOf(view.index)) return void (root.dataset.overlay = ""); // the slice before stands until this one comes
+  if (view.shown !== keyOf(view.index)) return; // the slice before stands until this one comes
   const heated = view.heat === view.index && view.plane === "axial"; // never another slice's heat
-  root.dataset.overlay = heated ? String(view.index) : "";
   if (heated) {
+    root.dataset.overlay = String(view.index);
     context.globalAlpha = 0.5;
     context.drawImage(heatPicture, s.left, s.top, columns * s.x, rows * s.y);
     context.globalAlpha = 1;
   }
   const lines = view.drawing ? [...view.measures, view.drawing] : view.measures;
-  for (const line of lines) if (line.plane === view.plane && line.index === view.index) drawMeasure(line, s);
-}
-
-function drawMeasure(line, s) {
-  const [x1, y1, x2, y2] = [s.left + line.x1 * s.x, s.top + line.y1 * s.y, s.left + line.x2 * s.x, s.top + line.y2 * s.y];
-  const ratio = devicePixelRatio;
-  context.strokeStyle = context.fillStyle = "#ffe27a";
-  context.lineWidth = 1.5 * ratio;
-  context.beginPath();
-  context.moveTo(x1, y1);
-  context.lineTo(x2, y2);
-  context.stroke();
-  const label = `${lengthOf(line).toFixed(1)} mm`;
-  context.font = `${14 * ratio}px system-ui, sans-serif`;
-  const [width, height] = [context.measureText(label).width + 8 * ratio, 19 * ratio];
-  const left = Math.max(0, Math.min(x2 + 6 * ratio, canvas.width - width)); // a label at the edge is not cut
-  const top = Math.max(0, Math.min(y2 - 20 * ratio, canvas.height - height));
-  context.fillStyle = "rgb(0 0 0 / 75%)";
-  context.fillRect(left, top, width, height);
-  context.fillStyle = "#ffe27a";
-  context.fillText(label, left + 4 * ratio, top + 14 * ratio);
-}
-
-function lengthOf(line) {
-  const { row_mm, column_mm } = plane();
-  return Math.hypot((line.x2 - line.x1) * column_mm, (line.y2 - line.y1) * row_mm);
+  for (const line of lines) if (line.plane === view.plane && line.index === view.index) drawMeasure(context, line, s, plane());
 }
 
 function describe() {
@@ -238,13 +202,20 @@ function describe() {
   const preset = PRESETS.find((p) => p.width === view.width && p.centre === view.centre);
   const oblique = view.volume.oblique ? "\noblique to the patient's axes" : "";
   const repairs = view.volume.repairs.map((repair) => `repaired: ${repair}\n`).join(""); // what was mended may mislead the eye
+  const other = view.other ? "not the images that this text was drafted from\n" : "";
   const coming = view.shown === keyOf(view.index) ? "" : " is coming"; // the picture is still another slice's
-  document.getElementById("readout").textContent = `${repairs}${view.plane} ${view.index + 1} / ${plane().count}${coming}${oblique}`;
+  document.getElementById("readout").textContent = `${other}${repairs}${view.plane} ${view.index + 1} / ${plane().count}${coming}${oblique}`;
   document.getElementById("window-readout").textContent = `W ${view.width}  L ${view.centre}${preset ? `  ${preset.name}` : ""}\n${Math.round(view.zoom * 100)} %`;
   canvas.setAttribute("aria-label", `CT, ${view.plane} slice ${view.index + 1} of ${plane().count}`);
 }
 
 const note = (text) => { document.getElementById("stage-note").textContent = text; };
+
+// What stands on the picture until the reader goes to another slice.
+function say(text) {
+  view.said = text;
+  note(text);
+}
 
 function fit() {
   [view.zoom, view.panX, view.panY] = [1, 0, 0];
@@ -297,13 +268,13 @@ function onDown(event) {
     if (tool === "window") setWindow(view.width + dx * Math.max(1, view.width / 300), view.centre + dy * Math.max(1, view.width / 300));
     if (tool === "pan") { view.panX += dx * devicePixelRatio; view.panY += dy * devicePixelRatio; repaint(); }
     if (tool === "zoom") zoomBy(Math.exp(-dy / 200));
-    if (tool === "measure") { const p = imagePoint(e); [view.drawing.x2, view.drawing.y2] = [p.x, p.y]; repaint(); }
+    if (tool === "measure" && view.drawing) { const p = imagePoint(e); [view.drawing.x2, view.drawing.y2] = [p.x, p.y]; repaint(); }
   };
   const up = () => {
     canvas.removeEventListener("pointermove", move);
     if (view.drawing) {
-      if (lengthOf(view.drawing) > 0.5) view.measures.push(view.drawing);
-      root.dataset.measured = lengthOf(view.drawing).toFixed(1);
+      if (lengthOf(view.drawing, plane()) > 0.5) view.measures.push(view.drawing);
+      root.dataset.measured = lengthOf(view.drawing, plane()).toFixed(1);
       view.drawing = null;
       repaint();
     }
@@ -331,19 +302,26 @@ function toAxial(number) {
 
 // The slice through a point in the patient (RAS millimetres), with nothing laid over it.
 function showPlace([number, x, y, z]) {
-  const row = toAxial(number)?.axial_of_ras;
   hideEvidence();
-  if (row) go(Math.round(row[0] * x + row[1] * y + row[2] * z + row[3]));
+  const volume = toAxial(number);
+  if (!volume) return say("The best slice of this sentence is in a volume that is not here.");
+  const row = volume.axial_of_ras;
+  const index = row[0] * x + row[1] * y + row[2] * z + row[3];
+  const edge = EDGE_MM / volume.planes.coronal.row_mm;
+  if (index < -edge || index > plane().count - 1 + edge) return say("The best slice of this sentence lies outside this volume.");
+  go(Math.round(index));
 }
 
 // Evidence is off until it is asked for, and always says what it is.
 async function showEvidence(sentence, overlay) {
+  hideEvidence();
+  const mine = looks;
   const response = await ask(url(`evidence/${sentence}`));
-  if (!response.ok) return note("The evidence cannot be loaded.");
-  const found = await response.json();
-  if (!toAxial(found.volume)) return;
+  const found = response.ok ? await response.json() : null;
+  if (mine !== looks) return;
+  if (!found) return say("The evidence cannot be loaded.");
+  if (found.input !== view.input || !toAxial(found.volume)) return say("The evidence was found in other images than these.");
   view.evidence = overlay ? { sentence, faithfulness: found.faithfulness } : null;
-  view.heat = null;
   go(found.slice);
 }
 
@@ -366,6 +344,7 @@ async function loadHeat() {
 }
 
 function hideEvidence() {
+  looks += 1;
   view.evidence = view.heat = null;
   document.getElementById("overlay-label").hidden = true;
   repaint();
@@ -373,6 +352,7 @@ function hideEvidence() {
 
 const COMMANDS = {
   place: showPlace,
+  plain: hideEvidence,
   slice: (by) => go(view.index + by),
   first: () => go(0),
   last: () => go(plane().count - 1),
@@ -400,10 +380,13 @@ function bind() {
     if (button.dataset.plane) setPlane(button.dataset.plane);
     if (button.dataset.preset) COMMANDS.preset(Number(button.dataset.preset));
   });
+  document.body.addEventListener("htmx:load", follow);
   document.addEventListener("mu2:viewer", (event) => {
     const { command, value } = event.detail;
     if (view.volume || command === "preset") COMMANDS[command](value);
   });
 }
 
-start();
+bind();
+resize();
+follow();
