@@ -1,6 +1,7 @@
 """A reader's day in a real Chromium: read, judge, sign, see it acknowledged; by mouse, by keys, by two, and interrupted."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from worker.core import accounts, outbox, reports, studies
 from worker.core.database import Database
 from worker.core.errors import DeliveryRefusedError, NothingToReportError
 from worker.core.records import Heartbeat, Role, Stage
-from worker.core.report import Section, Sentence
+from worker.core.report import BestSlice, Section, Sentence
 from worker.delivery.mllp import MllpConnection
 from worker.delivery.mllp_receiver import MllpReceiver
 from worker.review.app import create_app
@@ -237,7 +238,10 @@ def test_nothing_is_cut_or_overlaps_and_everybody_can_read_it(
     here: Department, page: str, browser: Browser, width: int, height: int
 ) -> None:
     long_name = "WOLFESCHLEGELSTEINHAUSENBERGERDORFF^HUBERT BLAINE^^DR"
-    study_id = here.drafted(slices=24, evidence=True, patient_name=long_name, accession="ACC-0123456789-0123")
+    placed = tuple(replace(sentence, best_slice=BestSlice(1, (0.0, 0.0, -540.0))) for sentence in SENTENCES)
+    study_id = here.drafted(
+        sentences=placed, slices=24, evidence=True, patient_name=long_name, accession="ACC-0123456789-0123"
+    )
     signed = here.drafted(slices=2, accession="A-2")
     filled_for_administrators(here, page)
     context = browser.new_context(viewport={"width": width, "height": height})
@@ -261,6 +265,7 @@ def test_nothing_is_cut_or_overlaps_and_everybody_can_read_it(
     window.locator("article.sentence textarea").nth(0).fill("The lungs are clear of disease.")
     window.wait_for_selector("ins")
     window.keyboard.press("Escape")
+    assert window.locator("[data-slice]").count() == len(SENTENCES)
     look("study")
     window.keyboard.press("?")
     look("keys")
