@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from mu2_model.checkpoint_folder import hash_weights, read_config, read_processor, value_bytes
 from mu2_model.decoding import Deadline, DecodeSettings, decode_settings
@@ -63,6 +64,8 @@ class ReportDrafter:
         folder = Path(path)
         if quantize not in (None, "int8"):
             raise CheckpointError(f"quantize is None or 'int8', not {quantize!r}")
+        # Whatever is missing is told before minutes are spent on reading weights.
+        to_int8 = int8_quantizer() if quantize == "int8" else None
         device = usable_device(device)
         config = read_config(folder)
         processor = read_processor(folder, config)
@@ -82,8 +85,8 @@ class ReportDrafter:
                 f"{len(broken)} tensors of the language model are missing or unexpected, the first is {broken[0]}"
             )
         model.to(device)
-        if quantize == "int8":
-            quantize_language_model(model)
+        if to_int8 is not None:
+            to_int8(model.model.language_model)
         return cls(model, processor, folder, static_cache)
 
     @property
@@ -216,24 +219,26 @@ class ReportDrafter:
 
 
 def usable_device(device: torch.device | str) -> torch.device:
-    """The device by its name; DeviceError when there is no such name or no such GPU."""
+    """The device by its name; DeviceError when there is no such name or no such GPU, or nothing here runs on it."""
     try:
         found = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise DeviceError(f"{device!r} is no device: cpu, cuda or cuda:N") from error
+    if found.type not in ("cpu", "cuda"):
+        raise DeviceError(f"nothing is drafted on {str(found)!r}: name cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if found.type == "cuda" and (found.index or 0) >= count:
         raise DeviceError(f"torch finds {count} GPUs, so no {str(found)!r}: name cpu, or install torch for this GPU")
     return found
 
 
-def quantize_language_model(model: Mu2ForConditionalGeneration) -> None:
-    """Store the weights of the language model's linear layers in 8 bits; CheckpointError without torchao."""
+def int8_quantizer() -> Callable[[nn.Module], None]:
+    """What stores the weights of a module's linear layers in 8 bits; CheckpointError without torchao."""
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError as error:
         raise CheckpointError("int8 needs the package torchao: pip install torchao") from error
-    quantize_(model.model.language_model, Int8WeightOnlyConfig())
+    return lambda module: quantize_(module, Int8WeightOnlyConfig())
 
 
 __all__ = ["Draft", "DraftSentence", "Progress", "ReportDrafter"]

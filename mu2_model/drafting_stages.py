@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +15,8 @@ from mu2_model.decoding import Deadline, DecodeSettings, GenerationWatch, TokenL
 from mu2_model.draft import Draft, DraftSentence, Progress
 from mu2_model.errors import QuestionError
 from mu2_model.evidence_slice import Point, best_slices
-from mu2_model.image_processing_mu2 import PreparedVolume, Volume, collate
-from mu2_model.memory import check_memory, estimate_memory, fits, slices_bytes
+from mu2_model.image_processing_mu2 import PreparedVolume, Volume, as_pair, collate
+from mu2_model.memory import check_memory, estimate_memory, fits, is_out_of_memory, slices_bytes
 from mu2_model.modeling_mu2 import Mu2ForConditionalGeneration, Mu2ImageFeatures
 from mu2_model.novelty import Novelty, PooledTokens
 from mu2_model.processing_mu2 import Mu2Processor
@@ -58,8 +58,9 @@ class DraftingStages:
         row_of: dict[tuple[int, bytes], int] = {}
         prepared: list[PreparedVolume] = []
         rows = []
-        for index, (array, affine) in enumerate(volumes):
+        for index, volume in enumerate(volumes):
             self.tell("prepare", index, len(volumes))
+            array, affine = as_pair(volume)
             same = (id(array), np.asarray(affine).tobytes())
             if same not in row_of:
                 row_of[same] = len(prepared)
@@ -239,10 +240,13 @@ class DraftingStages:
                 value_bytes=self.model.dtype.itemsize,
             )
             if fits(needed, self.device):
-                with suppress(torch.OutOfMemoryError):
+                try:
                     found = best_slices(
                         self.model, tokens[row], mask[row], volume.grid, text, ids, ranges, self.deadline.has_passed
                     )
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
         self.seconds["slices"] = self.seconds.get("slices", 0.0) + time.perf_counter() - start
         return replace(draft, best_slices=tuple(found))
 

@@ -8,7 +8,7 @@
     ├── DeadlineExceededError     generation passed its deadline (also a TimeoutError)
     └── MemoryEstimateError       weights or a batch that would not fit the free memory (also a MemoryError)
 
-A CUDA allocation that fails in spite of the estimate surfaces as `torch.OutOfMemoryError`.
+An allocation that fails in spite of the estimate surfaces as `torch.OutOfMemoryError` on a GPU, a RuntimeError on the host.
 Messages hold shapes, counts and tensor names, never voxels or text of a patient.
 """
 

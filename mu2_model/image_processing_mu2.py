@@ -110,7 +110,7 @@ class Mu2ImageProcessor(BaseImageProcessor):
         Raises VolumeError for an array or affine that no trustworthy input can be made from.
         """
         volumes = [images] if isinstance(images, tuple) else list(images)
-        prepared = [self.prepare(array, affine, device=device) for array, affine in volumes]
+        prepared = [self.prepare(*as_pair(volume), device=device) for volume in volumes]
         return BatchFeature(collate(prepared), tensor_type=return_tensors)
 
     def prepare(self, hu: Any, affine: Any, device: torch.device | str = "cpu") -> PreparedVolume:
@@ -255,6 +255,13 @@ def _percent(share: float) -> str:
     if share < 1e-5:
         return "less than 0.001 %"
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+
+
+def as_pair(volume: Any) -> Volume:
+    """An array and its affine; VolumeError for anything but the two together."""
+    if not isinstance(volume, tuple) or len(volume) != 2:
+        raise VolumeError(f"a volume is a pair (array, affine), not a {type(volume).__name__}")
+    return volume
 
 
 def check_array(hu: Any, min_slices: int) -> NDArray[Any]:

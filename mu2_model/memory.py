@@ -180,6 +180,11 @@ def weight_bytes(folder: Path, value_bytes: int | None = None) -> int:
     return sum(math.prod(tensor.shape) for tensor in stored.values()) * value_bytes
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocation failed; torch has a class of its own for that on a GPU alone."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def fits(needed_bytes: int, device: torch.device) -> bool:
     """Whether so many bytes are free on the device; True where that cannot be known."""
     free = free_memory(device)

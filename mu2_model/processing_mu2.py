@@ -54,6 +54,8 @@ class Mu2Processor(ProcessorMixin):
 
     def build_prompt(self, question: str) -> str:
         """The prompt up to where the report begins; QuestionError for an empty question or one with a placeholder."""
+        if not isinstance(question, str):
+            raise QuestionError(f"a question is a text, not a {type(question).__name__}")
         question = question.strip()
         if not question:
             raise QuestionError("the question is empty")

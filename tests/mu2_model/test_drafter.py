@@ -152,6 +152,16 @@ def test_a_question_that_cannot_be_asked_is_refused(question: str, drafter: Repo
         drafter.draft([(body(), affine())], [question])
 
 
+def test_a_question_or_a_volume_of_another_kind_is_refused(drafter: ReportDrafter) -> None:
+    with pytest.raises(QuestionError, match="not a NoneType"):
+        drafter.draft([(body(), affine())], [None])  # type: ignore[list-item]
+    for volume in (body(), [body(), affine()], (body(),)):
+        with pytest.raises(VolumeError, match=r"a volume is a pair \(array, affine\)"):
+            drafter.draft([volume], [QUESTION])  # type: ignore[list-item]
+    with pytest.raises(VolumeError, match=r"a volume is a pair \(array, affine\), not a ndarray"):
+        drafter.processor([body(), affine()], questions=[QUESTION])  # type: ignore[list-item]
+
+
 def test_a_question_longer_than_the_prompt_is_refused_not_cut(drafter: ReportDrafter) -> None:
     with pytest.raises(QuestionError, match="at most 256 fit"):
         drafter.draft([(body(), affine())], ["lung " * 300])

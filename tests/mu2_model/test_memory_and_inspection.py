@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,20 @@ def test_a_draft_has_no_best_slices_where_their_gradients_would_not_fit(
     monkeypatch.setattr(drafting_stages, "slices_bytes", lambda *_, **__: 1 << 60)
     (without,) = drafter.draft(*asked, max_new_tokens=8, best_slices=True)
     assert without.text == found.text and without.best_slices == (None,) * len(found.sentences)
+
+
+def test_a_draft_outlives_an_allocation_for_its_best_slices_that_fails_on_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafter = ReportDrafter.from_pretrained(make_untrained(tmp_path))
+    asked = [(body(), affine())], ["Describe the findings."]
+    # More than any machine has: torch's own error, at once.
+    monkeypatch.setattr(drafting_stages, "best_slices", lambda *_: torch.empty(1 << 58))
+    (draft,) = drafter.draft(*asked, max_new_tokens=8, best_slices=True)
+    assert draft.text and draft.best_slices == (None,) * len(draft.sentences)
+    monkeypatch.setattr(drafting_stages, "best_slices", lambda *_: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        drafter.draft(*asked, max_new_tokens=8, best_slices=True)
 
 
 def test_the_memory_of_best_slices_grows_with_the_draft_and_its_sentences() -> None:
@@ -279,7 +294,7 @@ def test_a_decoder_whose_experts_are_stored_apart_is_loaded(tmp_path: Path) -> N
     assert ReportDrafter.from_pretrained(tmp_path).model.config.get_text_config().model_type == "qwen3_moe"
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "banana"])
+@pytest.mark.parametrize("device", ["cuda:99", "banana", "mps", "meta"])
 def test_a_device_that_is_not_there_is_refused_by_name(device: str, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=f"'{device}'"):
         ReportDrafter.from_pretrained(make_untrained(tmp_path), device)
@@ -289,6 +304,16 @@ def test_a_device_that_is_not_there_is_refused_by_name(device: str, tmp_path: Pa
 def test_a_type_of_weights_nobody_knows_is_refused(wrong: dict, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="int"):
         ReportDrafter.from_pretrained(make_untrained(tmp_path), **wrong)
+
+
+def test_eight_bit_weights_without_torchao_are_refused_before_any_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    monkeypatch.setattr(Mu2ForConditionalGeneration, "from_pretrained", lambda *_, **__: pytest.fail("was read"))
+    with pytest.raises(CheckpointError, match="pip install torchao"):
+        ReportDrafter.from_pretrained(make_untrained(tmp_path), quantize="int8")
 
 
 def test_eight_bit_weights_draft_and_are_smaller(tmp_path: Path) -> None:
