@@ -74,6 +74,13 @@ def test_db_upgrade_makes_a_database_and_current_says_so(tmp_path: Path) -> None
     assert json.loads(run_process("db", "current", "--json", folder=tmp_path).stdout)["ok"]
 
 
+def test_a_look_for_the_database_makes_none_and_names_the_home_where_it_is_not(tmp_path: Path) -> None:
+    said = run_process("db", "current", folder=tmp_path)
+    assert said.returncode == 1 and "MU2_HOME is" in said.stderr
+    assert not (tmp_path / "home").exists()
+    assert "set MU2_HOME, or start with `mu2 up`" in run_process("study", "list", folder=tmp_path).stderr
+
+
 def test_audit_verify_names_the_row_that_was_changed(terminal: Terminal) -> None:
     from worker.core import audit
     from worker.core.errors import AuditError

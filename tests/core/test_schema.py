@@ -1,5 +1,7 @@
 """The migrations and the declared tables are the same thing, on both databases."""
 
+from pathlib import Path
+
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -71,6 +73,13 @@ def test_migrated_constraints_and_indexes_equal_the_declared_ones(database: Data
     assert migrated == checks_and_keys(other, None if database.is_sqlite else "declared")
     assert migrated["messages"]["checks"]  # the comparison saw something
     other.close()
+
+
+def test_asking_a_sqlite_file_that_is_not_there_for_its_revision_does_not_make_it(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'none.sqlite'}")
+    assert schema.current(database) is None
+    database.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_upgrade_twice_changes_nothing(database: Database) -> None:

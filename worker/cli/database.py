@@ -32,7 +32,8 @@ def current(as_json: Json = False) -> None:
     from worker.core import schema, settings
     from worker.core.database import Database
 
-    database = Database.from_settings(settings.current())
+    chosen = settings.current()
+    database = Database(chosen.database_url, chosen.database.busy_seconds)  # makes no MU2_HOME, being a read
     try:
         found, needed = schema.current(database), schema.head()
     finally:
@@ -42,5 +43,6 @@ def current(as_json: Json = False) -> None:
     else:
         print(f"{found or 'none'} (this code needs {needed})")
     if found != needed:
-        note("Run `mu2 db upgrade`.")
+        wrong_home = "" if found or chosen.database.url.get_secret_value() else f" MU2_HOME is {chosen.home}."
+        note(f"Run `mu2 db upgrade`.{wrong_home}")
         raise typer.Exit(1)

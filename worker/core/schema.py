@@ -21,7 +21,10 @@ def upgrade(database: Database) -> None:
 
 
 def current(database: Database) -> str | None:
-    """The revision that the database is at, or None when it is empty."""
+    """The revision that the database is at, or None when it is empty or, on SQLite, not there: a look makes no file."""
+    file = database.url.database or ""
+    if database.is_sqlite and file and not file.startswith((":memory:", "file:")) and not Path(file).exists():
+        return None
     with database.read() as session:
         return MigrationContext.configure(session.connection()).get_current_revision()
 
