@@ -37,6 +37,7 @@ def up(tmp_path: Path, variables: dict[str, str]) -> Iterator["subprocess.Popen[
         env={**os.environ, **variables, "MU2_HOME": str(home)},
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # whatever nohup left to these tests
     )
     assert process.stderr is not None
     said: list[str] = []
@@ -75,6 +76,16 @@ def test_up_starts_a_killed_service_again_and_stops_cleanly_on_ctrl_c(
     up.send_signal(signal.SIGINT)
     assert up.wait(60) == 0
     assert processes_of(home) == []
+
+
+def test_up_stops_its_services_in_order_when_its_terminal_closes(up: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    for _ in range(2):  # from the kernel and from the shell
+        up.send_signal(signal.SIGHUP)
+    assert up.wait(60) == 0
+    assert processes_of(home) == []
+    for service in ("listener", "worker"):
+        assert f'"{service}_stopped"' in (home / "logs" / f"{service}.log").read_text()
 
 
 def test_services_whose_ports_another_home_holds_are_given_up_by_name(
