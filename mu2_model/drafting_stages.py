@@ -20,7 +20,7 @@ from mu2_model.memory import check_memory, estimate_memory, fits, is_out_of_memo
 from mu2_model.modeling_mu2 import Mu2ForConditionalGeneration, Mu2ImageFeatures
 from mu2_model.novelty import Novelty, PooledTokens
 from mu2_model.processing_mu2 import Mu2Processor
-from mu2_model.report_text import split_report, strip_thinking
+from mu2_model.report_text import opens_thinking, split_report, strip_thinking
 
 DEFAULT_NEW_TOKENS = 512
 
@@ -44,6 +44,7 @@ class DraftingStages:
         self.encoded: tuple[Tensor, Tensor] | None = (
             None  # tokens (V, C, N, H) of the volumes and their chunk mask (V, C)
         )
+        self.thinking = False  # whether the prompts end in an open thinking block, which the chat template decides
         self.seconds: dict[str, float] = {}
 
     def tell(self, stage: str, done: int, total: int, texts: tuple[str, ...] = ()) -> None:
@@ -72,6 +73,7 @@ class DraftingStages:
     def encode_text(self, questions: list[str]) -> dict[str, Tensor]:
         """Prompts and questions as tensors."""
         prompts = [self.processor.build_prompt(question) for question in questions]
+        self.thinking = opens_thinking(prompts[0])
         return self.processor.encode_text(prompts, [question.strip() for question in questions])
 
     def encode(self, prepared: list[PreparedVolume], rows: list[int], text: dict[str, Tensor]) -> Mu2ImageFeatures:
@@ -201,7 +203,7 @@ class DraftingStages:
         kept = new_ids[: stops[0]] if stops else new_ids
         raw, edges = self._decode_with_edges(kept)
         sentences = []
-        for span in split_report(raw):
+        for span in split_report(raw, self.thinking):
             first, last = token_range(span.start, span.end, edges)
             with_text = [index for index in range(first, last) if edges[index] > (edges[index - 1] if index else 0)]
             confidence = float(log_probabilities[with_text].mean()) if with_text else 0.0
@@ -211,7 +213,7 @@ class DraftingStages:
         self.seconds["split"] = self.seconds.get("split", 0.0) + time.perf_counter() - start
         return Draft(
             sentences=tuple(sentences),
-            text=raw[strip_thinking(raw) :].strip(),
+            text=raw[strip_thinking(raw, self.thinking) :].strip(),
             prompt_tokens=prompt_tokens,
             generated_tokens=len(kept),
             truncated=not stops,

@@ -31,22 +31,30 @@ class SentenceSpan:
     text: str
 
 
-def strip_thinking(text: str) -> int:
-    """Where the report begins: after the last thinking block; at the end when a block was begun and never closed."""
+def opens_thinking(prompt: str) -> bool:
+    """Whether the prompt itself ends in the beginning of a thinking block, so that the text after it is thought until it ends."""
+    return prompt.rstrip().endswith(THINKING_START)
+
+
+def strip_thinking(text: str, thinking: bool = False) -> int:
+    """Where the report begins: after the last thinking block; at the end when a block was begun and never closed.
+
+    `thinking`: the prompt has begun one.
+    """
     closed = text.rfind(THINKING_END)
     if closed >= 0:
         return closed + len(THINKING_END)
     opened = text.find(THINKING_START)
-    return len(text) if opened >= 0 else 0
+    return len(text) if thinking or opened >= 0 else 0
 
 
-def split_report(text: str) -> list[SentenceSpan]:
-    """Sentences of the text in order, each with its section and its place in the text.
+def split_report(text: str, thinking: bool = False) -> list[SentenceSpan]:
+    """Sentences of the text in order, each with its section and its place in the text; `thinking` as `strip_thinking`.
 
     >>> [(s.section, s.text) for s in split_report("Lungs are clear. Impression: Normal chest.")]
     [('findings', 'Lungs are clear.'), ('impression', 'Normal chest.')]
     """
-    begin = strip_thinking(text)
+    begin = strip_thinking(text, thinking)
     # The pattern is run on the report alone: a header right behind a thinking block begins it.
     section, position = FINDINGS, begin
     sentences: list[SentenceSpan] = []

@@ -286,3 +286,19 @@ def test_a_thinking_model_drafts_no_thoughts(drafter: ReportDrafter, monkeypatch
     monkeypatch.setattr(drafter.processor.tokenizer, "decode", lambda ids, **_: text[: 8 * len(ids)])
     (draft,) = drafter.draft([(body(), affine())], [QUESTION])
     assert draft.text == "Findings: Clear." and [s.text for s in draft.sentences] == ["Clear."]
+
+
+@pytest.mark.parametrize(
+    ("text", "report"),
+    [("Perhaps cancer. Or not", ""), ("Perhaps cancer.</think> Findings: Clear.", "Findings: Clear.")],
+)
+def test_what_follows_a_prompt_that_begins_to_think_is_no_report_until_the_thought_ends(
+    text: str, report: str, drafter: ReportDrafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = drafter.processor.tokenizer
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}<|assistant|><think>\n"
+    monkeypatch.setattr(drafter.processor, "chat_template", None)
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **_: text[: 8 * len(ids)])
+    (draft,) = drafter.draft([(body(), affine())], [QUESTION])
+    assert draft.text == report and [s.text for s in draft.sentences] == report.split()[1:]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mu2_model.report_text import split_report, strip_thinking
+from mu2_model.report_text import opens_thinking, split_report, strip_thinking
 
 
 def pairs(text: str) -> list[tuple[str, str]]:
@@ -63,6 +63,13 @@ def test_a_thinking_block_is_never_part_of_the_report() -> None:
 def test_a_thinking_block_that_never_ends_leaves_no_report() -> None:
     text = "<think>I wonder"
     assert pairs(text) == [] and strip_thinking(text) == len(text)
+    assert strip_thinking("I wonder", thinking=True) == len("I wonder")
+
+
+def test_a_question_about_thinking_opens_no_thinking_block() -> None:
+    assert opens_thinking("<|user|>Describe<|assistant|><think>\n")
+    assert not opens_thinking("<|user|>what is <think> here<|assistant|>")
+    assert not opens_thinking("<|assistant|><think>\n\n</think>\n\n")
 
 
 def test_punctuation_alone_is_no_sentence() -> None:
