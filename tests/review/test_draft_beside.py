@@ -1,5 +1,6 @@
 """A draft that the machine wrote beside a person's text: it is neither lost nor shown in that text's place."""
 
+from tests.core.builders import claimed
 from tests.review.builders import (
     PASSWORD,
     SENTENCES,
@@ -9,10 +10,12 @@ from tests.review.builders import (
     card_ids,
     copy_revision,
     state_of,
+    version_of,
 )
 from tests.review.test_signed_pages import redrafted
-from worker.core import editing
-from worker.core.records import Study
+from worker.core import editing, studies
+from worker.core.errors import ModelError
+from worker.core.records import Stage, Study, StudyStatus
 from worker.core.report import ReportState, Section, Sentence
 
 LATER = (
@@ -57,6 +60,32 @@ def test_draft_beside_a_text_in_work_is_read_once_and_its_rejection_ends_it(here
     assert "newer machine draft" not in rejected(reader, study_id)
     assert study_id not in reader.get("/").text
     assert reader.act(f"/studies/{study_id}/start-over", revision="").status_code == 409
+
+
+def test_rejected_study_is_in_the_open_worklist_while_its_next_draft_is_made_and_when_that_fails(
+    here: Department, reader: Reader
+) -> None:
+    study_id = here.drafted(slices=2)
+    rejected(reader, study_id)
+    assert study_id not in reader.get("/").text
+    reader.act(f"/studies/{study_id}/regenerate")
+    assert study_id in reader.get("/?state=waiting").text and study_id not in reader.get("/?state=closed").text
+    assert "draft on its way" in reader.get("/").text
+    prepare = claimed(here.database, Stage.PREPARE)
+    with here.database.write() as session:
+        studies.fail(session, prepare, ModelError("the weights are not there"))
+    text = reader.get("/?state=no_draft").text
+    assert study_id in text and "the weights are not there" in text and study_id in reader.get("/").text
+
+
+def test_retracted_study_is_not_drafted_again_on_a_readers_request(here: Department, reader: Reader) -> None:
+    study_id = here.drafted(slices=2)
+    reader.act(f"/studies/{study_id}/sign", revision=accept_all(reader, study_id), password=PASSWORD)
+    shown = version_of(reader.get(f"/studies/{study_id}").text)
+    reader.act(f"/studies/{study_id}/retract", version=shown, reason="wrong patient", password=PASSWORD)
+    assert reader.act(f"/studies/{study_id}/regenerate").status_code == 409
+    with here.database.read() as session:
+        assert session.get_one(Study, study_id).status is StudyStatus.DRAFTED
 
 
 def test_signed_text_says_that_a_draft_came_while_it_was_in_work(here: Department, reader: Reader) -> None:

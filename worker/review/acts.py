@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from worker import queues
 from worker.core import accounts, audit, editing, signing, studies, worklist
 from worker.core.errors import AccessError, ReportError, SignatureError, StateError
+from worker.core.report import ReportState
 from worker.core.signing import Done
 from worker.review.access import Login, OfficeOf, RadiologistLogin
 from worker.review.desk import Office
@@ -180,6 +181,8 @@ def regenerate(study_id: str, found: OfficeOf, login: RadiologistLogin, after: B
     def work(session: Session) -> Response:
         study = find(session, study_id)
         editing.radiologist(session, login.reader)
+        if study.report is not None and study.report.state is ReportState.RETRACTED:
+            raise StateError("the report is retracted; a new draft would not be read in its place")
         if worklist.pixels_removed(session, study.id):
             raise StateError("the images were removed by retention; have the PACS send them again")
         studies.requeue(session, study.id)

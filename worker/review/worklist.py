@@ -90,12 +90,15 @@ class Line:
 
 
 def reading_of(study: Study, state: ReportState | None, revision: int | None, redrafted: bool) -> Reading:
-    """Where a study stands: its report's state before its own, because a signed report survives a new revision."""
+    """Where a study stands: its report's state before its own, because a signed report survives a new revision.
+
+    But a rejected report waits for its study's next draft like a study that has none.
+    """
     if state in SIGNED_STATES:
         return Reading.SIGNED
     if state is ReportState.RETRACTED:
         return Reading.RETRACTED
-    if state is ReportState.REJECTED:
+    if state is ReportState.REJECTED and (redrafted or study.status is StudyStatus.DRAFTED):
         return Reading.REDRAFTED if redrafted else Reading.REJECTED
     if state is ReportState.PRELIMINARY:
         return Reading.PRELIMINARY
@@ -170,7 +173,9 @@ def lines(
 
 
 def _condition(reading: Reading) -> sa.ColumnElement[bool]:
-    none = Report.id.is_(None)
+    rejected = Report.state == ReportState.REJECTED
+    redrafted = redrafts.redrafted()
+    none = sa.or_(Report.id.is_(None), sa.and_(rejected, ~redrafted, Study.status != StudyStatus.DRAFTED))
     refused = Study.status.in_([StudyStatus.SKIPPED, StudyStatus.FAILED])
     touched = sa.func.coalesce(WorkingCopy.revision, 0) > 0
     return {
@@ -178,8 +183,8 @@ def _condition(reading: Reading) -> sa.ColumnElement[bool]:
         Reading.READING: sa.and_(Report.state == ReportState.AI_DRAFT, touched),
         Reading.PRELIMINARY: Report.state == ReportState.PRELIMINARY,
         Reading.SIGNED: Report.state.in_(SIGNED_STATES),
-        Reading.REJECTED: sa.and_(Report.state == ReportState.REJECTED, ~redrafts.redrafted()),
-        Reading.REDRAFTED: sa.and_(Report.state == ReportState.REJECTED, redrafts.redrafted()),
+        Reading.REJECTED: sa.and_(rejected, ~redrafted, Study.status == StudyStatus.DRAFTED),
+        Reading.REDRAFTED: sa.and_(rejected, redrafted),
         Reading.RETRACTED: Report.state == ReportState.RETRACTED,
         Reading.WAITING: sa.and_(none, ~refused),
         Reading.NO_DRAFT: sa.and_(none, refused),
