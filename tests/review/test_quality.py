@@ -7,6 +7,7 @@ import pytest
 
 from tests.review.browser import Browser, Page, cut_or_overlapping, hard_to_read, log_in, needs_chromium, picture
 from tests.review.builders import PASSWORD, SENTENCES, Department, Reader, accept_all, copy_revision
+from tests.review.test_signed_pages import redrafted
 from worker.core import accounts, editing, seen, signing, studies
 from worker.core.records import Study
 from worker.core.report import Assessment, Section
@@ -118,6 +119,33 @@ def test_one_model_version_is_looked_at_alone(here: Department, half_year: Calen
     assert [row.label for row in by_model] == ["mu2LLM 0.1"]
     assert {row.label: row.total for row in by_section} == {"Findings": 12, "Impression": 4}
     assert len(weeks) == len(lines[0].points) == len(minutes.points) == 3
+
+
+def test_draft_that_was_rejected_whole_is_counted_for_its_model_and_starts_no_clock(
+    here: Department, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calendar = Calendar(monkeypatch)
+    study_id = here.drafted(slices=2, model_version="0.1")
+    revision = copy_revision(reader.get(f"/studies/{study_id}").text)
+    reader.act(f"/studies/{study_id}/reject", revision=revision, reason="motion")
+    redrafted(here, study_id, SENTENCES)  # by 0.2
+    with here.database.write() as session:
+        report = session.get_one(Study, study_id).report
+        assert report is not None
+        report.created_at -= timedelta(days=3)
+        report.versions[0].created_at -= timedelta(days=3)
+    reader.act(f"/studies/{study_id}/start-over", revision="")
+    calendar.at += timedelta(minutes=5)
+    reader.act(f"/studies/{study_id}/sign", revision=accept_all(reader, study_id), password=PASSWORD)
+    with here.database.read() as session:
+        assert quality.rejected_drafts(session) == [("mu2LLM 0.1", 1)]
+        assert quality.rejected_drafts(session, "mu2LLM 0.2") == []
+        (minutes,) = quality.minutes_to_sign(session)
+        assert minutes.points[0].value == pytest.approx(5)
+    with Reader(base_url=reader.base_url) as auditor:
+        auditor.log_in("auditor")
+        text = auditor.get("/admin/quality").text
+    assert "<tr><td>mu2LLM 0.1</td><td>1</td></tr>" in text and "<option>mu2LLM 0.1</option>" in text
 
 
 @needs_chromium

@@ -10,12 +10,12 @@ from typing import Annotated
 import sqlalchemy as sa
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from worker.core import studies
 from worker.core.changed_words import edit_distance
 from worker.core.notices import NOTICES
-from worker.core.records import Report, ReportVersion, Sentence, Signature
+from worker.core.records import AuthorKind, ReportVersion, Sentence, Signature
 from worker.core.report import Assessment, Origin, ReportState, Section
 from worker.core.review_records import WorkingCopy, WorkingSentence
 from worker.review.access import AuditorLogin, OfficeOf
@@ -127,7 +127,8 @@ def show(found: OfficeOf, login: AuditorLogin, model: Annotated[str, Query(max_l
     """The plots, and the same figures as tables; `model` shows one model version alone."""
     with found.database.read() as session:
         by_model, by_section, weeks = shares(session, model)
-        labels = sorted({row.label for row in shares(session)[0]}) if model else [row.label for row in by_model]
+        refused = rejected_drafts(session, model)
+        labels = sorted({row.label for row in shares(session)[0]} | {label for label, _ in rejected_drafts(session)})
         plots = [
             plot("Words changed, by model", "%", changed_words(session, model)),
             plot("Words changed, by section", "%", changed_words_by_section(session, model)),
@@ -139,6 +140,7 @@ def show(found: OfficeOf, login: AuditorLogin, model: Annotated[str, Query(max_l
         "admin_quality.html",
         by_model=by_model,
         by_section=by_section,
+        refused=refused,
         weeks=weeks,
         week_axis=Axis(weeks[0].week, weeks[-1].week) if weeks else None,
         plots=plots,
@@ -177,6 +179,19 @@ def shares(session: Session, model: str = "") -> tuple[list[Shares], list[Shares
         weeks[_week(at.date()).isoformat()][assessment] += count
     by_week = [Week(date.fromisoformat(found.label), found) for found in _shares(weeks)]
     return _shares(models), _shares(sections), by_week
+
+
+def rejected_drafts(session: Session, model: str = "") -> list[tuple[str, int]]:
+    """Drafts that a reader refused whole, by model version: their sentences are in no signed report."""
+    found: dict[str, int] = defaultdict(int)
+    for (provenance,) in session.execute(
+        sa.select(ReportVersion.provenance).where(
+            ReportVersion.state == ReportState.REJECTED, ReportVersion.created_at >= _since()
+        )
+    ):
+        if not model or _model(provenance) == model:
+            found[_model(provenance)] += 1
+    return sorted(found.items())
 
 
 def changed_words(session: Session, model: str = "") -> list[Line]:
@@ -279,11 +294,19 @@ def _edited_pairs() -> sa.Select[str, Section, str, str]:
 
 
 def minutes_to_sign(session: Session, model: str = "") -> list[Line]:
-    """Median minutes from the draft to the first signature, by week; one line or none."""
+    """Median minutes from the draft that was read to the first signature, by week; one line or none."""
+    draft = aliased(ReportVersion)
     rows = session.execute(
-        sa.select(Signature.signed_at, Report.created_at, ReportVersion.provenance)
+        sa.select(Signature.signed_at, draft.created_at, ReportVersion.provenance)
         .join(ReportVersion, Signature.version_id == ReportVersion.id)
-        .join(Report, ReportVersion.report_id == Report.id)
+        .join(
+            draft,
+            sa.and_(
+                draft.report_id == ReportVersion.report_id,
+                draft.study_revision == ReportVersion.study_revision,
+                draft.author_kind == AuthorKind.MACHINE,
+            ),
+        )
         .where(ReportVersion.state == ReportState.FINAL, Signature.signed_at >= _since())
     )
     weeks: dict[date, list[float]] = defaultdict(list)
