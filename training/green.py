@@ -40,7 +40,7 @@ MARKUP = re.compile(r"\*+|`+|^[ \t]*#+[ \t]*", re.MULTILINE)
 """Bold, code and headings of chat models."""
 KIND = re.compile(r"^[ \t•-]*(?:\(([a-f1-6])\)|([a-f])[.)])[ \t]*(.*)", re.IGNORECASE | re.MULTILINE)
 """A line about one kind of error; some judges number the kinds (1) to (6)."""
-NEXT_KIND = re.compile(r"(?<=[.;,])[ \t]+(?=\([a-f]\)[^()\n]*:[ \t]*(?:\d|no))", re.IGNORECASE)
+NEXT_KIND = re.compile(r"(?<=[.;,\d])[ \t]+(?=\([a-f]\)[^()\n]*:)", re.IGNORECASE)
 COUNT = re.compile(r"[^:\n]*:[ \t]*(\d+)\b(?!\s*(?:mm|cm|[x×])|[.,]\d)", re.IGNORECASE)
 NO_ERROR = re.compile(r"[^:\n]*:[ \t]*(?:no(?!\.?\s*\d)|none(?!\s+of)|n/a)\b", re.IGNORECASE)
 NONE = re.compile(r"(?:no|none(?!\s+of)|n/a)\b(?!.*\b(?:but|except|however|apart)\b)", re.IGNORECASE | re.DOTALL)

@@ -79,6 +79,8 @@ def significant(lines: str, matched: str = "3. A; B; C") -> str:
         ("- **(a)** False report: **2**. nodule", (2, 0, 0, 0, 0, 0)),
         ("(a) False report: 1. left nodule\n(a) False report: 2. cysts", (3, 0, 0, 0, 0, 0)),
         ("(a) F: 1. (b) G: 2.", (1, 2, 0, 0, 0, 0)),
+        ("(a) F: 1 (b) G: 2", (1, 2, 0, 0, 0, 0)),
+        ("(a) F: 0. (b) G: nodule", None),
         ("No errors of type (b), but:\n(a) False report: 4", (4, 0, 0, 0, 0, 0)),
         ("(b) Missing: 2.\n(1) nodule\n(2) effusion", (0, 2, 0, 0, 0, 0)),
         ("(a) False report: No invented findings\n(b) Missing: N/A", (0, 0, 0, 0, 0, 0)),
