@@ -16,7 +16,7 @@ from tests.cli.conftest import Terminal
 from tests.cli.signed_studies import Archive, ct, sentence
 from training.data import check, read_manifest
 from training.preferences import read_pairs
-from worker.cli.training_export import IMAGES, PAIRS, NotUsable, report_text
+from worker.cli.training_export import IMAGES, PAIRS, RECORD, NotUsable, report_text
 from worker.core import studies
 from worker.core.consents import Decision
 from worker.core.corrections import LeftOut
@@ -316,6 +316,34 @@ def test_a_folder_of_something_else_is_left_alone(terminal: Terminal, archive: A
     (out / "thesis.txt").write_text("mine")
     error = terminal.run("study", "export-training", str(out)).exception
     assert isinstance(error, StateError) and written(out) == [out / "thesis.txt"]
+
+
+@pytest.mark.parametrize("content", ["", '{"key": "4f', "[]", '{"shares": {}}'])
+def test_a_damaged_record_of_an_earlier_export_is_refused_in_words(
+    terminal: Terminal, archive: Archive, out: Path, content: str
+) -> None:
+    exported(terminal, out)
+    (out / RECORD).write_text(content)
+    error = terminal.run("study", "export-training", str(out), *ALL_TRAIN).exception
+    assert isinstance(error, StateError) and "export.json" in str(error) and "name a new folder" in str(error)
+
+
+@pytest.mark.parametrize("killed", ["write_text", "replace"])
+def test_a_run_that_is_killed_while_it_makes_its_folder_leaves_one_that_the_next_can_use(
+    terminal: Terminal, archive: Archive, out: Path, monkeypatch: pytest.MonkeyPatch, killed: str
+) -> None:
+    archive.signed(1, DRAFTED, SIGNED)
+    act = getattr(Path, killed)
+
+    def kill(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.parent == out:
+            raise KeyboardInterrupt
+        return act(path, *arguments, **options)
+
+    with monkeypatch.context() as killing:
+        killing.setattr(Path, killed, kill)
+        assert terminal.run("study", "export-training", str(out), *ALL_TRAIN).exit_code != 0
+    assert exported(terminal, out)["cases"] == 1
 
 
 def test_other_shares_or_another_key_are_refused_in_the_folder_of_an_earlier_export(

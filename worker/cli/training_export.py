@@ -236,24 +236,24 @@ class TrainingExport:
     def _require_own_folder(self) -> None:
         record = self.out / RECORD
         if not record.is_file():
-            if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            if self.out.exists() and (not self.out.is_dir() or _holds_something(self.out)):
                 raise StateError("the folder is not empty and holds no earlier export; name a new one")
             return
-        told = json.loads(record.read_text(encoding="utf-8"))
-        if told["key"] != self.pseudonyms.of("key"):
+        key, shares = _read_record(record)
+        if key != self.pseudonyms.of("key"):
             raise StateError("the export in this folder was made with another pseudonym key; name a new folder")
-        if told["shares"] != vars(self.shares):
+        if shares != vars(self.shares):
             raise StateError(
-                f"the export in this folder was split by other shares {told['shares']}: patients would move between "
+                f"the export in this folder was split by other shares {shares}: patients would move between "
                 "training and test; name the same shares or a new folder"
             )
 
     def _make_folder(self) -> None:
         try:
             self.out.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Before anything else: a folder without it is nobody's, and the next run would not touch it.
+            _write_lines(self.out / RECORD, [{"key": self.pseudonyms.of("key"), "shares": vars(self.shares)}])
             (self.out / IMAGES).mkdir(mode=0o700, exist_ok=True)
-            record = {"key": self.pseudonyms.of("key"), "shares": vars(self.shares)}
-            (self.out / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
         except OSError as error:
             raise _unwritable(error) from error
 
@@ -269,6 +269,23 @@ class TrainingExport:
         except OSError as error:
             raise _unwritable(error) from error
         return len(stale)
+
+
+def _holds_something(folder: Path) -> bool:
+    """Whether there is more in a folder than a record that a killed run had begun to write."""
+    return any(path.name != _partial(folder / RECORD).name for path in folder.iterdir())
+
+
+def _read_record(record: Path) -> tuple[str, dict[str, float]]:
+    """Pseudonym of the key, and shares, of an earlier export; StateError when the file does not tell them."""
+    try:
+        told = json.loads(record.read_text(encoding="utf-8"))
+        return told["key"], told["shares"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StateError(
+            f"{RECORD} of the earlier export in this folder is damaged, so its key and shares are not known: "
+            "name a new folder"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -295,9 +312,14 @@ def _joined(texts: list[str]) -> str:
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    partial = path.with_suffix(".partial")
+    """One row a line, all or nothing."""
+    partial = _partial(path)
     partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     partial.replace(path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_suffix(".partial")
 
 
 def _unwritable(error: OSError) -> StoreUnavailableError:
