@@ -99,7 +99,8 @@ def read_manifest(path: Path | str, split: str | None = None) -> list[Case]:
     file = manifest_path(path)
     root = file.parent.resolve()
     cases = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines: a text may hold other ends of lines, such as U+2028, which JSON does not escape.
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{file.name} line {number}"

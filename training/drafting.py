@@ -121,7 +121,8 @@ def write_drafts(drafted: Sequence[DraftedCase], path: Path) -> None:
 
 def read_drafts(path: Path, cases: Sequence[Case]) -> list[DraftedCase]:
     """Stored drafts beside their cases; DraftsError when they are of other cases."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Not splitlines: a draft may hold other ends of lines, such as U+2028, which JSON does not escape.
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     if [row["case_id"] for row in rows] != [case.case_id for case in cases]:
         raise DraftsError(f"{path} holds drafts of other cases than the manifest: draft them again")
     return [DraftedCase(case, tuple(row["texts"]), row["failure"]) for case, row in zip(cases, rows, strict=True)]

@@ -86,7 +86,10 @@ def read_pairs(path: Path) -> list[PreferencePair]:
     if not path.is_file():
         raise ManifestError(f"no preference pairs in {path}: make them with `python -m training preferences`")
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines: a text may hold other ends of lines, such as U+2028, which JSON does not escape.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             known = {key: row[key] for key in ("case_id", "image", "question", "chosen", "rejected")}

@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from os import SEEK_END
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, BinaryIO
 
 from training.data import QUESTION, Case
 from training.deidentify import deidentify
@@ -99,7 +100,8 @@ class AnswerStore:
         self._lock = Lock()
         self._known: dict[str, str] = {}
         for file in sorted(self.folder.glob("*.jsonl")):
-            for line in file.read_text(encoding="utf-8").splitlines():
+            # Not splitlines: an answer may hold U+2028. The last line may be cut within a letter.
+            for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError:
@@ -119,9 +121,17 @@ class AnswerStore:
         """Store an answer before anybody uses it."""
         row = json.dumps({"key": key, "text": answer.text}, ensure_ascii=False)
         with self._lock:
-            with (self.folder / f"{stage}.jsonl").open("a", encoding="utf-8") as stream:
-                stream.write(row + "\n")
+            with (self.folder / f"{stage}.jsonl").open("a+b") as stream:
+                stream.write(_line_end(stream) + row.encode() + b"\n")
             self._known[key] = answer.text
+
+
+def _line_end(stream: BinaryIO) -> bytes:
+    """What a file needs before its next line: a line end where a killed run left none."""
+    if not stream.tell():
+        return b""
+    stream.seek(-1, SEEK_END)
+    return b"" if stream.read(1) == b"\n" else b"\n"
 
 
 class Synthesizer:

@@ -28,6 +28,12 @@ def test_manifest_survives_writing_and_reading(cases: list[Case], world: Path, t
     shutil.rmtree(copy.parent)
 
 
+@pytest.mark.parametrize("end", ["\x85", "\u2028", "\r", "\x0c"])
+def test_a_text_may_hold_any_end_of_line(cases: list[Case], tmp_path: Path, end: str) -> None:
+    told = [replace(cases[0], answer=f"A cyst.{end}A stone."), cases[1]]
+    assert read_manifest(write_manifest(told, tmp_path / "manifest.jsonl")) == told
+
+
 def test_images_below_the_manifest_are_written_as_relative_paths(cases: list[Case], world: Path) -> None:
     file = write_manifest(cases, world / "again.jsonl")
     assert json.loads(file.read_text().splitlines()[0])["image"] == "v0.npz"

@@ -11,7 +11,7 @@ from training import tables
 from training.collators import VolumeSource
 from training.commands import check_data
 from training.data import Case, write_manifest
-from training.drafting import DraftedCase, Drafter
+from training.drafting import DraftedCase, Drafter, read_drafts, write_drafts
 from training.evaluate import Options, evaluate
 from training.evaluation_commands import held_out_cases, read_phantom_report, report_of, score_drafts
 from training.green import PhantomJudge
@@ -209,6 +209,17 @@ def test_pairs_survive_writing_and_a_radiologists_correction_needs_no_scores(tmp
     corrected = read_pairs(tmp_path / "hospital.jsonl")[0]
     assert corrected.image == str(tmp_path / "v.nii.gz")
     assert corrected.chosen_score > corrected.rejected_score
+
+
+@pytest.mark.parametrize("end", ["\x85", "\u2028", "\x0c"])
+def test_pairs_and_drafts_may_hold_any_end_of_line(tmp_path: Path, end: str) -> None:
+    drafted = DraftedCase(pair_case(), (NORMAL, f"{LEFT}{end}"))
+    pairs, _ = make_pairs([drafted], JUDGE)
+    assert pairs[0].chosen == f"{LEFT}{end}"
+    write_pairs(pairs, tmp_path / "pairs.jsonl")
+    assert read_pairs(tmp_path / "pairs.jsonl") == pairs
+    write_drafts([drafted], tmp_path / "drafts.jsonl")
+    assert read_drafts(tmp_path / "drafts.jsonl", [drafted.case]) == [drafted]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from training.data import Case, read_manifest, write_manifest
-from training.endpoint import Endpoint, EndpointError, Price
+from training.endpoint import Completion, Endpoint, EndpointError, Price
 from training.synthesize import QUESTIONS_A_REPORT, AnswerStore, Synthesizer
 from training.synthesize_command import app
 
@@ -160,6 +160,24 @@ def test_a_cut_line_of_a_killed_run_is_asked_again(provider: Provider, tmp_path:
     again = synthesizer(provider, tmp_path)
     again.synthesize(case())
     assert again.spent.requests == 1
+
+
+def test_an_answer_after_a_cut_line_is_kept(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path)
+    store.put("narrative", "a", Completion("Zyste, 3 mm groß", 1, 1))
+    file = tmp_path / "narrative.jsonl"
+    file.write_bytes(file.read_bytes()[: file.read_bytes().index("ß".encode()) + 1])
+    store = AnswerStore(tmp_path)
+    store.put("narrative", "b", Completion("A cyst.", 1, 1))
+    store.put("narrative", "c", Completion("A stone.", 1, 1))
+    again = AnswerStore(tmp_path)
+    assert [again.get(key) for key in "abc"] == [None, "A cyst.", "A stone."]
+
+
+@pytest.mark.parametrize("end", ["\x85", "\u2028", "\u2029", "\x0b", "\x1c"])
+def test_an_answer_may_hold_any_end_of_line(tmp_path: Path, end: str) -> None:
+    AnswerStore(tmp_path).put("narrative", "a", Completion(f"A cyst.{end}A stone.", 1, 1))
+    assert AnswerStore(tmp_path).get("a") == f"A cyst.{end}A stone."
 
 
 def test_no_name_number_or_date_leaves_the_machine(provider: Provider, tmp_path: Path) -> None:
