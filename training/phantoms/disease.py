@@ -49,7 +49,7 @@ class Draft:
         return 0.5 * size_mm / self.case.mean_scale
 
     def contrast(self) -> float:
-        """How far a lesion differs from its organ, HU."""
+        """How far a solid lesion of liver or pancreas differs from its organ, HU."""
         return float(self.rng.uniform(15.0 if self.case.full else 40.0, 80.0))
 
     def point(
@@ -191,8 +191,9 @@ def _pancreatic(draft: Draft, kind: FindingType, side: Side) -> Finding | None:
     if point is None:
         return None
     place = "head" if point[0] < -8.0 else ("body" if point[0] < 46.0 else "tail")
-    hu = draft.case.tissue.pancreas - draft.contrast() * 0.75
-    return Finding(kind, side, place, size, hu=max(hu, 5.0), center=point)
+    # Never darker than water: without contrast medium the organ itself has little to lose.
+    hu = max(draft.case.tissue.pancreas - draft.contrast(), 5.0)
+    return Finding(kind, side, place, size, hu=hu, center=point)
 
 
 def _aneurysm(draft: Draft, kind: FindingType, side: Side) -> Finding:

@@ -1,7 +1,9 @@
 """How often each finding occurs and how large it is: the difficulty of PhantomCT, fixed and not chosen to please.
 
 A third of the cases is normal, no case has more than five findings, each kind is in 3 to 15 % of the cases. In full, nodules
-measure 4 to 30 mm and hepatic and renal lesions 8 to 60 mm with 15 to 80 HU of contrast; core has nothing below 10 mm or 40 HU.
+measure 4 to 30 mm and hepatic and renal lesions 8 to 60 mm; core has nothing below 10 mm. A solid lesion differs from its liver
+by 15 to 80 HU (core: 40 to 80), from its pancreas by as much or down to water. Cysts are water, 0 to 14 HU, so they differ by
+what their organ has: in a fatty liver without contrast medium by nothing, in an enhanced renal cortex by 185 HU.
 """
 
 from training.phantoms.vocabulary import FindingType, Region

@@ -68,6 +68,20 @@ def test_hepatic_lesions_differ_from_the_liver_as_the_difficulty_says(cases: lis
     assert all(least <= abs(finding.hu - case.liver_hu) <= 80.0 for case, finding in lesions)
 
 
+def test_pancreatic_masses_are_as_dark_as_the_difficulty_says_but_no_darker_than_water() -> None:
+    for case in (draw_case(seed, full=True) for seed in range(1500)):
+        for mass in (finding for finding in case.findings if finding.kind is FindingType.PANCREATIC_MASS):
+            assert 15.0 <= case.tissue.pancreas - mass.hu <= 80.0
+            assert mass.hu >= 5.0
+
+
+def test_cysts_are_water_whatever_their_organ_is(cases: list[Case]) -> None:
+    kinds = {FindingType.HEPATIC_CYST: 12.0, FindingType.RENAL_CYST: 14.0}
+    cysts = [finding for case in cases for finding in case.findings if finding.kind in kinds]
+    assert len(cysts) > 20
+    assert all(0.0 <= cyst.hu <= kinds[cyst.kind] for cyst in cysts)
+
+
 def test_crowded_cases_have_many_findings_and_are_never_normal() -> None:
     crowded = [draw_case(60_000 + seed, crowded=True) for seed in range(40)]
     assert min(len(case.findings) for case in crowded) >= 3
