@@ -7,17 +7,22 @@ import torch
 
 from mu2_model.checkpoint_folder import hash_weights, read_config
 from mu2_model.configuration_mu2 import Mu2Config
+from mu2_model.drafting_stages import DEFAULT_NEW_TOKENS
 from mu2_model.errors import CheckpointError
+from mu2_model.image_processing_mu2 import Mu2ImageProcessor
 from mu2_model.memory import estimate_memory, free_memory
-from mu2_model.stored_weights import check_stored, skeleton
+from mu2_model.stored_weights import BROKEN_CONFIG, check_stored, skeleton
 
+# Room for a question in its chat template.
+QUESTION_TOKENS = 256
 BYTES_PER_VALUE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def model_info(path: Path | str, batch: int = 1, dtype: str | None = None) -> dict[str, Any]:
-    """Facts about a checkpoint, ready for JSON; memory is estimated for `batch` volumes of full length.
+    """Facts about a checkpoint, ready for JSON; memory is estimated for `batch` of the longest volumes that its processor makes.
 
-    `dtype` is the type the weights would be loaded in; by default that of the file. Raises CheckpointError when the folder
+    `dtype` is the type the weights would be loaded in; by default that of the file. The estimate's chunks, prompt and draft
+    tokens stand beside it. Raises CheckpointError when the folder
     is not a checkpoint of this package, or its weights are not those of its config.
     """
     folder = Path(path)
@@ -28,8 +33,15 @@ def model_info(path: Path | str, batch: int = 1, dtype: str | None = None) -> di
     if (dtype or stored) not in BYTES_PER_VALUE:
         raise CheckpointError(f"weights of type {dtype or stored} are not known: {', '.join(BYTES_PER_VALUE)}")
     value_bytes = BYTES_PER_VALUE[dtype or stored]
+    sizes = {
+        "chunks": longest_chunks(folder),
+        "prompt_tokens": config.tokenizer.num_query_tokens + QUESTION_TOKENS,
+        "new_tokens": DEFAULT_NEW_TOKENS,
+    }
     estimate, explained = (
-        estimate_memory(config, parameters["total"], batch=batch, bytes_per_value=value_bytes, evidence=evidence)
+        estimate_memory(
+            config, parameters["total"], batch=batch, bytes_per_value=value_bytes, evidence=evidence, **sizes
+        )
         for evidence in (False, True)
     )
     return {
@@ -38,10 +50,12 @@ def model_info(path: Path | str, batch: int = 1, dtype: str | None = None) -> di
         "preset": config.preset,
         "trained_on": config.trained_on,
         "weights_sha256": hash_weights(folder),
-        "dtype": dtype or stored,
+        "stored_dtype": stored,
         "parameters": parameters,
         "memory_bytes": {
+            "dtype": dtype or stored,
             "batch": batch,
+            **sizes,
             "weights": estimate.weights,
             "peak": estimate.total,
             "peak_with_evidence": explained.total,
@@ -54,6 +68,15 @@ def model_info(path: Path | str, batch: int = 1, dtype: str | None = None) -> di
         "image_tokens": config.tokenizer.num_query_tokens,
         "language_model": config.get_text_config().model_type,
     }
+
+
+def longest_chunks(folder: Path) -> int:
+    """Chunks of the longest volume that the folder's processor makes; CheckpointError when that cannot be read."""
+    try:
+        image = Mu2ImageProcessor.from_pretrained(folder)
+        return max(image.max_slices // image.chunk_slices, 1)
+    except (OSError, *BROKEN_CONFIG) as error:
+        raise CheckpointError(f"the processor's config in {folder} cannot be read: {error}") from error
 
 
 def free_by_device() -> dict[str, int]:

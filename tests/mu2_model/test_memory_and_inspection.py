@@ -189,6 +189,25 @@ def test_info_is_json_with_hash_and_parts(tmp_path: Path) -> None:
     assert info["memory_bytes"]["peak"] > info["memory_bytes"]["weights"] == 4 * info["parameters"]["total"]
 
 
+def test_info_estimates_the_longest_volume_of_the_processor(tmp_path: Path) -> None:
+    make_untrained(tmp_path)
+    before = model_info(tmp_path)["memory_bytes"]
+    file = tmp_path / "processor_config.json"
+    file.write_text(file.read_text().replace('"max_slices": 64', '"max_slices": 640'))
+    after = model_info(tmp_path)["memory_bytes"]
+    assert (before["chunks"], after["chunks"]) == (4, 40)
+    assert after["peak"] > before["peak"] and after["weights"] == before["weights"]
+    file.write_text("{")
+    with pytest.raises(CheckpointError, match="processor's config"):
+        model_info(tmp_path)
+
+
+def test_info_names_the_type_that_is_stored_and_the_one_that_is_loaded(tmp_path: Path) -> None:
+    info = model_info(make_untrained(tmp_path), dtype="bfloat16")
+    assert (info["stored_dtype"], info["memory_bytes"]["dtype"]) == ("float32", "bfloat16")
+    assert info["memory_bytes"]["weights"] == 2 * info["parameters"]["total"]
+
+
 def test_info_about_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         model_info(tmp_path)

@@ -47,7 +47,10 @@ def info(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; without it as stored.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Shows a checkpoint: parameters by part, hash of the weights, memory estimate for a batch."""
+    """Shows a checkpoint: parameters by part, hash of the weights, memory estimate for a batch.
+
+    `mu2 model draft` loads float32 on a CPU and bfloat16 on a GPU: name that --dtype for its estimate.
+    """
     from mu2_model.inspection import BYTES_PER_VALUE, model_info
 
     if dtype is not None and dtype not in BYTES_PER_VALUE:
@@ -60,6 +63,8 @@ def info(
     parts = {f"parameters, {name.replace('_', ' ')}": f"{count:,}" for name, count in facts.pop("parameters").items()}
     memory = facts.pop("memory_bytes")
     needed = {
+        "memory, loaded as": memory["dtype"],
+        "memory, longest volume": f"{memory['chunks']} chunks, {memory['prompt_tokens']} + {memory['new_tokens']} tokens",
         "memory, weights": f"{memory['weights'] / 1e9:.2f} GB",
         f"memory, peak for {memory['batch']}": f"{memory['peak'] / 1e9:.2f} GB",
         "memory, peak with evidence": f"{memory['peak_with_evidence'] / 1e9:.2f} GB",
