@@ -1,5 +1,7 @@
 """A draft that the machine wrote beside a person's text: it is neither lost nor shown in that text's place."""
 
+from dataclasses import replace
+
 from tests.core.builders import claimed
 from tests.review.builders import (
     PASSWORD,
@@ -16,7 +18,7 @@ from tests.review.test_signed_pages import redrafted
 from worker.core import editing, studies
 from worker.core.errors import ModelError
 from worker.core.records import Stage, Study, StudyStatus
-from worker.core.report import ReportState, Section, Sentence
+from worker.core.report import BestSlice, ReportState, Section, Sentence
 
 LATER = (
     Sentence(Section.FINDINGS, "The machine saw the late slices.", confidence=-0.1, support=0.9),
@@ -125,3 +127,16 @@ def test_reader_of_a_preliminary_report_begins_again_from_the_newest_draft_and_g
         report = session.get_one(Study, study_id).report
         assert report is not None
         assert editing.of_record(session, report.id).state is ReportState.PRELIMINARY
+
+
+def test_best_slice_of_a_sentence_that_was_edited_is_said_to_be_that_of_the_models_own_words(
+    here: Department, reader: Reader
+) -> None:
+    study_id = here.drafted(slices=2, sentences=(replace(LATER[0], best_slice=BestSlice(1, (0.0, 0.0, -600.0))),))
+    text = reader.get(f"/studies/{study_id}").text
+    assert "these words of the model depend most" in text
+    (card,) = card_ids(text)
+    reader.act(f"/studies/{study_id}/sentences/{card}", act="edit", revision=1, text="No late slices.")
+    text = reader.get(f"/studies/{study_id}").text
+    assert "the model&#39;s words, since edited, depended most" in text.replace("model's", "model&#39;s")
+    assert "these words of the model" not in text
