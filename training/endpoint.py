@@ -5,6 +5,7 @@ final. The key is read from the environment variable that is named, never from a
 """
 
 import os
+import re
 import time
 from dataclasses import dataclass, field
 from threading import Lock
@@ -19,6 +20,9 @@ CHARACTERS_PER_TOKEN = 4.0
 """Rule of thumb for prices before a run; the run itself counts what the endpoint reports."""
 
 
+RETRY_SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
+
+
 class EndpointError(TrainingError, RuntimeError):
     """The endpoint refused for good, or kept failing; the message says what it answered last."""
 
@@ -30,6 +34,7 @@ class Completion:
     text: str
     prompt_tokens: int
     completion_tokens: int
+    whole: bool = True  # False when the endpoint says that it stopped at the limit of tokens
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,11 @@ class Endpoint:
     _client: httpx.Client = field(default_factory=httpx.Client, repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
     _free_at: float = field(default=0.0, repr=False)
+
+    def __post_init__(self) -> None:
+        """ValueError for a rate that would never ask."""
+        if not self.requests_per_second > 0:
+            raise ValueError(f"{self.requests_per_second} requests a second are none: give a rate above 0")
 
     def complete(self, prompt: str, system: str | None = None, temperature: float = 0.0) -> Completion:
         """The answer to one prompt; EndpointError when it cannot be had."""
@@ -113,7 +123,7 @@ class Endpoint:
 
     def _obey(self, response: httpx.Response) -> None:
         asked = response.headers.get("retry-after", "")
-        if asked.replace(".", "", 1).isdigit():
+        if RETRY_SECONDS.fullmatch(asked):
             time.sleep(min(float(asked), self.max_backoff_seconds))
 
 
@@ -121,19 +131,21 @@ def parse_completion(response: httpx.Response) -> Completion | None:
     """The answer in a response body, or None when it is not one (cut JSON, no choices, text of another type)."""
     try:
         body: Any = response.json()
-        text = body["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError):
+        choice = body["choices"][0]
+        text, finish = choice["message"]["content"], choice.get("finish_reason")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return None
     if not isinstance(text, str):
         return None
     usage = body.get("usage")
-    return Completion(text, _counted(usage, "prompt_tokens"), _counted(usage, "completion_tokens"))
+    tokens = _counted(usage, "prompt_tokens"), _counted(usage, "completion_tokens")
+    return Completion(text, *tokens, whole=finish != "length")
 
 
 def _counted(usage: Any, name: str) -> int:
-    """A count of tokens; 0 where the endpoint counts none, as local servers may."""
+    """A count of tokens; 0 where the endpoint counts none, as local servers may, or tells no number."""
     count = usage.get(name) if isinstance(usage, dict) else None
-    return count if isinstance(count, int) else 0
+    return count if type(count) is int and count > 0 else 0
 
 
 def estimate_tokens(text: str) -> int:

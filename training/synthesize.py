@@ -2,7 +2,8 @@
 
 The stages are those of the publication's second version: questions from a report; thinking and answer; a yes/no filter;
 refining, so that the thinking never mentions a report; one narrative per image. Text is de-identified before it leaves the
-machine. Every answer is stored under the hash of what was asked, so a run that stops goes on without paying twice.
+machine. Every whole answer is stored under the hash of what was asked, so a run that stops goes on without paying twice; only
+what is no answer (cut at the limit of tokens, empty, not in the asked form) is asked again by the next run.
 """
 
 import hashlib
@@ -28,7 +29,9 @@ EXPECTED_OUTPUT_TOKENS = {"questions": 160, "answer": 220, "filter": 4, "refine"
 FAILURES_IN_A_ROW = 5
 """Reports that the endpoint may refuse one after another; more is no matter of a report, and the run stops."""
 REPORT_WORDS = re.compile(
-    r"\b(report|findings section|impression section|provided text|the text|described|states?d?)\b", re.I
+    r"\b(reports?|reported(?:ly)?|reporting|radiolog(?:ist|y)|(?:clinical|written|provided|the) (?:notes?|texts?)"
+    r"|(?:findings|impression) section|dictat\w+|descri(?:bed|bes|ption)|documented|mentioned|states?d?|according to)\b",
+    re.I,
 )
 SUPPORTED = re.compile(r"\W*yes\b", re.IGNORECASE)
 """How the filter says that the report supports an answer."""
@@ -143,7 +146,7 @@ class Synthesizer:
         self._lock = Lock()
 
     def ask(self, stage: str, **values: Any) -> str:
-        """The stored or fresh answer of one stage; EndpointError when it cannot be had."""
+        """The stored or fresh answer of one stage, "" for one that was cut; EndpointError when it cannot be had."""
         known = self.stored(stage, **values)
         if known is not None:
             with self._lock:
@@ -151,16 +154,20 @@ class Synthesizer:
             return known
         prompt = PROMPTS[stage].format(**values)
         answer = self.endpoint.complete(prompt, SYSTEM)
-        self.store.put(stage, self.store.key(self.endpoint.model, stage, prompt), answer)
         with self._lock:
             self.spent.requests += 1
             self.spent.prompt_tokens += answer.prompt_tokens
             self.spent.completion_tokens += answer.completion_tokens
+        if not answer.whole:
+            self._drop(f"{stage}: cut at the limit of tokens")
+            return ""
+        self.store.put(stage, self.store.key(self.endpoint.model, stage, prompt), answer)
         return answer.text
 
     def stored(self, stage: str, **values: Any) -> str | None:
-        """The stored answer of one stage, or None."""
-        return self.store.get(self.store.key(self.endpoint.model, stage, PROMPTS[stage].format(**values)))
+        """The stored answer of one stage, or None when there is none of any use: then it is asked again."""
+        text = self.store.get(self.store.key(self.endpoint.model, stage, PROMPTS[stage].format(**values)))
+        return text if text is not None and USABLE[stage](text) else None
 
     def synthesize(self, case: Case) -> list[Case]:
         """New cases about the volume of one report: questions with thinking and answer, and one narrative."""
@@ -249,11 +256,9 @@ class Synthesizer:
 
     def _unasked_about(self, report: str, question: str | None) -> Sequence[str]:
         reply = None if question is None else self.stored("answer", report=report, question=question)
-        if reply is None:
-            return "answer", "filter", "refine"
-        parts = parse_thinking(reply)
+        parts = None if reply is None else parse_thinking(reply)
         if parts is None:
-            return ()
+            return "answer", "filter", "refine"
         verdict = self.stored("filter", report=report, question=question, answer=parts[1])
         if verdict is None:
             return "filter", "refine"
@@ -286,3 +291,13 @@ def parse_thinking(text: str) -> tuple[str, str] | None:
     if thinking is None or answer is None or not thinking.group(1).strip() or not answer.group(1).strip():
         return None
     return thinking.group(1).strip(), answer.group(1).strip()
+
+
+USABLE: dict[str, Callable[[str], object]] = {
+    "questions": parse_questions,
+    "answer": parse_thinking,
+    "filter": re.compile(r"\W*(?:yes|no)\b", re.IGNORECASE).match,
+    "refine": str.strip,
+    "narrative": str.strip,
+}
+"""Of each stage: whether an answer is one."""

@@ -22,7 +22,7 @@ def synthesize(
     base_url: Annotated[str, typer.Option(help="OpenAI-compatible endpoint, up to /v1.")] = "https://api.openai.com/v1",
     endpoint_model: Annotated[str, typer.Option(help="Model to ask there.")] = "gpt-4o-mini",
     names: Annotated[Path | None, typer.Option(help="Names to take out of every text, one a line.")] = None,
-    rate: Annotated[float, typer.Option(help="Requests a second at most.")] = 5.0,
+    rate: Annotated[float, typer.Option(min=0.001, help="Requests a second at most.")] = 5.0,
     threads: Annotated[int, typer.Option(min=1, help="Reports at once.")] = 4,
     price_in: Annotated[float, typer.Option(help="US dollars for a million tokens in.")] = Price.input_per_million,
     price_out: Annotated[float, typer.Option(help="US dollars for a million tokens out.")] = Price.output_per_million,
@@ -35,7 +35,7 @@ def synthesize(
     The key is read from OPENAI_API_KEY.
     """
     cases = read_manifests(data)[:limit]
-    listed = [] if names is None else names.read_text(encoding="utf-8").splitlines()
+    listed = [] if names is None else names.read_text(encoding="utf-8-sig").splitlines()
     endpoint = Endpoint(base_url, endpoint_model, requests_per_second=rate)
     worker = Synthesizer(endpoint, AnswerStore(out.with_suffix(".answers")), listed)
     price = Price(price_in, price_out)

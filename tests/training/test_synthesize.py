@@ -10,12 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
 from training.data import Case, read_manifest, write_manifest
 from training.endpoint import Completion, Endpoint, EndpointError, Price
-from training.synthesize import QUESTIONS_A_REPORT, AnswerStore, Synthesizer
+from training.synthesize import QUESTIONS_A_REPORT, REPORT_WORDS, AnswerStore, Synthesizer
 from training.synthesize_command import app
 
 REPORT = "Dr. Anna Canary read MRN 4711-0815 on 12.03.2024: a 35 mm cyst in the left kidney."
@@ -204,6 +205,73 @@ def test_thinking_that_still_mentions_a_report_is_left_out(
     assert worker.spent.dropped["refine: still mentions a report"] == 3
 
 
+@pytest.mark.parametrize(
+    "thinking",
+    [
+        "The reports show a cyst.",
+        "As reported, a cyst is seen.",
+        "By the radiologist's note there is a cyst.",
+        "The provided text names a cyst.",
+        "A cyst is mentioned.",
+    ],
+)
+def test_every_way_to_mention_a_report_is_known(thinking: str) -> None:
+    assert REPORT_WORDS.search(thinking)
+
+
+def test_words_of_what_is_seen_mention_no_report() -> None:
+    assert not REPORT_WORDS.search(
+        "A dark area with a thin wall is seen in the left kidney; its density is that of water."
+    )
+
+
+def spoiled(provider: Provider, monkeypatch: pytest.MonkeyPatch, word: str, text: str, finish: str = "stop") -> None:
+    """One answer of the stage whose prompt holds the word is another; the next is as it should be."""
+    honest, texts = provider.answer, [text]
+
+    def answer(prompt: str) -> dict[str, Any]:
+        told = honest(prompt)
+        if word in prompt and texts:
+            told["choices"][0] = {"message": {"content": texts.pop()}, "finish_reason": finish}
+        return told
+
+    monkeypatch.setattr(provider, "answer", answer)
+
+
+@pytest.mark.parametrize(
+    ("word", "text", "finish", "made"),
+    [
+        ("flowing narrative", "There is a 35 mm cyst in the", "length", 3),
+        ("flowing narrative", " ", "stop", 3),
+        ("JSON list", '["Is there a cyst', "stop", 1),
+        ("JSON list", '["Is there a cyst, version 0?"]', "length", 1),
+        ("step by step", "A cyst.", "stop", 3),
+    ],
+)
+def test_an_answer_that_is_cut_or_none_is_left_out_and_asked_again_by_the_next_run(
+    provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, text: str, finish: str, made: int
+) -> None:
+    spoiled(provider, monkeypatch, word, text, finish)
+    first = synthesizer(provider, tmp_path)
+    assert len(first.synthesize(case())) == made
+    assert sum(first.spent.dropped.values()) >= 1
+    assert len(synthesizer(provider, tmp_path).synthesize(case())) == 4
+
+
+def test_a_rate_of_nothing_is_refused(provider: Provider, manifest: Path) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        endpoint(provider, requests_per_second=0.0)
+    assert command(manifest, provider, "--rate", "0").exit_code == 2
+
+
+@pytest.mark.parametrize("asked", ["²", "soon", "-1", "1e9", "nan", ".", ""])
+def test_a_wait_that_is_no_number_is_not_obeyed(provider: Provider, asked: str) -> None:
+    response = httpx.Response(429, headers={"retry-after": asked.encode()})
+    start = time.monotonic()
+    endpoint(provider)._obey(response)
+    assert time.monotonic() - start < 1
+
+
 def test_the_rate_is_bounded(provider: Provider) -> None:
     slow = endpoint(provider, requests_per_second=20.0)
     start = time.monotonic()
@@ -212,7 +280,13 @@ def test_the_rate_is_bounded(provider: Provider) -> None:
     assert time.monotonic() - start >= 3 / 20
 
 
-@pytest.mark.parametrize("usage", [None, [], "12", {"prompt_tokens": None}, {"completion_tokens": "many"}])
+@pytest.mark.parametrize(
+    "usage",
+    [
+        *(None, [], "12", {"prompt_tokens": None}, {"completion_tokens": "many"}),
+        {"prompt_tokens": -5, "completion_tokens": True},
+    ],
+)
 def test_an_answer_whose_tokens_nobody_counted_is_an_answer(
     provider: Provider, monkeypatch: pytest.MonkeyPatch, usage: object
 ) -> None:
