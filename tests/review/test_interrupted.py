@@ -10,7 +10,8 @@ from tests.conftest import free_port
 from tests.review.browser import Browser, Page, log_in, needs_chromium, open_study, until
 from tests.review.builders import PASSWORD, SENTENCES, Department, served, state_of
 from worker.core import reports
-from worker.core.report import ReportState
+from worker.core.records import AuthorKind
+from worker.core.report import ReportState, Sentence
 
 if TYPE_CHECKING:
     from playwright.sync_api import Route
@@ -154,9 +155,17 @@ def test_reader_with_nine_studies_open_in_tabs_gets_the_next_one(here: Departmen
         tab.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # headless, every tab counts as seen
     first = context.pages[1]
     with here.database.write() as session:
-        version = reports.latest(session, here_study(first))
-        assert version is not None
-        version.report.state = ReportState.PRELIMINARY
+        draft = reports.latest(session, here_study(first))
+        assert draft is not None
+        reports.add_version(
+            session,
+            draft.report,
+            state=ReportState.PRELIMINARY,
+            sentences=[Sentence(s.section, s.text) for s in draft.sentences],
+            study_revision=draft.study_revision,
+            author_kind=AuthorKind.PERSON,
+        )
+        draft.report.state = ReportState.PRELIMINARY
     first.evaluate("delete document.visibilityState")
     first.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     first.wait_for_selector(".state.preliminary")  # what changed behind its back is there
