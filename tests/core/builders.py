@@ -132,6 +132,7 @@ def sign(session: Session, version_id: str, text: str = "The lungs are clear.") 
             signed_at=studies.now(),
         )
     )
+    machine.report.state = ReportState.FINAL
     session.flush()
     return version
 
